@@ -1,0 +1,1 @@
+"""Measures a tier: speed, memory, divergence from the base, success on task suites."""

@@ -1,0 +1,1 @@
+"""What the user's framework sees: the LangChain chat model and the command line."""

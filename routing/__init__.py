@@ -1,0 +1,1 @@
+"""Decides which tier answers a call."""

@@ -1,0 +1,1 @@
+"""A family on disk, and its tiers running. Imports nothing of ours but itself."""

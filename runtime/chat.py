@@ -1,0 +1,151 @@
+"""One call to a chat model, in the plain form that every room shares.
+
+LangChain's messages are turned into these in ``plugin``; task suites are written in them;
+the chat template and the grammar are made from them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+Role = Literal["system", "user", "assistant", "tool"]
+JSONObject = Mapping[str, Any]
+"""A JSON object. Never changed after it was made."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """The model asks for a tool to be run."""
+
+    name: str
+    arguments: JSONObject
+    id: str = ""
+
+    def to_json(self) -> str:
+        """The call as models write it: ``{"name": …, "arguments": {…}}`` on one line."""
+        return json.dumps(
+            {"name": self.name, "arguments": dict(self.arguments)}, ensure_ascii=False
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. ``tool_calls`` only with role assistant; ``tool_call_id`` only with role tool."""
+
+    role: Role
+    content: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    tool_name: str = ""
+    tool_failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may ask for. ``parameters`` is a JSON schema of type object."""
+
+    name: str
+    description: str
+    parameters: JSONObject
+
+    def to_openai(self) -> dict[str, Any]:
+        """The form that chat templates expect in their ``tools`` variable."""
+        return {
+            "type": "function",
+            "function": {
+                "name": self.name,
+                "description": self.description,
+                "parameters": dict(self.parameters),
+            },
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn. Temperature 0 takes the likeliest (greedy)."""
+
+    temperature: float = 0.0
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """All that routing and a tier may look at when they answer.
+
+    Args:
+        messages: The conversation so far, oldest first.
+        tools: Functions that the model may ask for.
+        tool_choice: "auto" (text or calls), "any" (at least one call), "none", or a tool's name.
+        parallel_tool_calls: Whether one reply may hold several calls.
+        response_schema: JSON schema that a text reply must match; ``{}`` for any JSON.
+        max_tokens: Longest reply, in tokens; ``None`` for what the context has room for.
+        stop: Texts that end the reply; they are not part of it.
+        timeout_s: Seconds after which the call fails with CallTimeoutError.
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+    tool_choice: str = "auto"
+    parallel_tool_calls: bool = False
+    response_schema: JSONObject | None = None
+    sampling: Sampling = Sampling()
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    timeout_s: float | None = None
+
+    @property
+    def usable_tools(self) -> tuple[Tool, ...]:
+        """The tools that this call may really use: none, the one named, or all."""
+        if self.tool_choice == "none":
+            return ()
+        if self.tool_choice in ("auto", "any"):
+            return self.tools
+        return tuple(tool for tool in self.tools if tool.name == self.tool_choice)
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the reply must be a tool call."""
+        return bool(self.usable_tools) and self.tool_choice != "auto"
+
+    def with_messages(self, *messages: Message) -> Call:
+        """The same call with more messages at the end."""
+        return replace(self, messages=self.messages + messages)
+
+
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens and seconds of one reply."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    forced_tokens: int = 0
+    """Of the completion, those that the grammar wrote by itself (fast-forward)."""
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a tier answered.
+
+    ``confidence`` is the smallest gap between the chances of the best and the second-best
+    token over the tokens that the model chose itself (those the grammar forced do not count);
+    1.0 where it chose none.
+    """
+
+    text: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    finish_reason: FinishReason = "stop"
+    usage: Usage = field(default_factory=Usage)
+    confidence: float = 1.0

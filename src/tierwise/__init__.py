@@ -1,0 +1,57 @@
+"""Tierwise: a family of models out of one, and the cheapest member that will do for each call.
+
+Only names live here, and each is imported when it is first used (PEP 562), so that
+``import tierwise`` loads neither torch nor llama.cpp nor langchain.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tierwise.compression.adopt import adopt_tier as adopt_tier
+    from tierwise.compression.build import build_family as build_family
+    from tierwise.compression.recipe import BuildConfig as BuildConfig
+    from tierwise.plugin.chat import ChatTierwise as ChatTierwise
+    from tierwise.routing.decision import Decision as Decision
+    from tierwise.routing.router import Router as Router
+    from tierwise.runtime.errors import TierwiseError as TierwiseError
+    from tierwise.runtime.family import Family as Family
+    from tierwise.runtime.resources import Resources as Resources
+    from tierwise.routing.budget import Budget as Budget
+
+_EXPORTS = {
+    "Budget": "tierwise.routing.budget",
+    "BuildConfig": "tierwise.compression.recipe",
+    "ChatTierwise": "tierwise.plugin.chat",
+    "Decision": "tierwise.routing.decision",
+    "Family": "tierwise.runtime.family",
+    "Resources": "tierwise.runtime.resources",
+    "Router": "tierwise.routing.router",
+    "TierwiseError": "tierwise.runtime.errors",
+    "adopt_tier": "tierwise.compression.adopt",
+    "build_family": "tierwise.compression.build",
+}
+
+__version__ = "0.1.0"
+__all__ = [  # noqa: RUF022 - values first, then verbs, as the README introduces them
+    "Budget",
+    "BuildConfig",
+    "ChatTierwise",
+    "Decision",
+    "Family",
+    "Resources",
+    "Router",
+    "TierwiseError",
+    "adopt_tier",
+    "build_family",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module 'tierwise' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_EXPORTS])
