@@ -1,0 +1,210 @@
+"""Renders a call through the model's own chat template, in a sandbox.
+
+Templates come from model files, so they are untrusted code: they run in Jinja's immutable
+sandbox. Where a template knows nothing of tools, they are described in the system prompt and
+tool results are told as user turns.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.meta
+import jinja2.sandbox
+
+from tierwise.runtime.chat import Call, Message, Tool, ToolCall
+from tierwise.runtime.errors import UnsupportedModelError
+from tierwise.runtime.tool_format import HERMES, JSON_LINES, ToolFormat
+
+# What a model is told that was never trained on tools. Small models follow examples far better
+# than rules, so a short made-up conversation shows when to call and when to answer; the same
+# for every tool choice, so that all calls of a conversation share one cached prefix.
+TOOL_PROMPT = """You are a function calling assistant. You have these functions:
+{tools}
+Answer with a JSON object {{"name": ..., "arguments": {{...}}}} to call a function, or with \
+plain words."""
+_RESULT = "Result of {name}: {content}"
+_FAILURE = "Error of {name}: {content}"
+DEMONSTRATION = (
+    Message("user", "Hi there!"),
+    Message("assistant", "Hello! How can I help you?"),
+    Message("user", "What is the weather in Oslo?"),
+    Message("assistant", tool_calls=(ToolCall("get_weather", {"city": "Oslo"}),)),
+    Message("tool", "4 degrees and rain", tool_name="get_weather"),
+    Message("assistant", "It is 4 degrees in Oslo, with rain."),
+    Message("user", "Tell me something about Rome."),
+    Message("assistant", "Rome is the capital of Italy."),
+    Message("user", "How much is 36 divided by 4?"),
+    Message("assistant", tool_calls=(ToolCall("divide", {"a": 36, "b": 4}),)),
+    Message("tool", "9", tool_name="divide"),
+    Message("assistant", "36 divided by 4 is 9."),
+)
+SCHEMA_PROMPT = "Answer with a JSON object of this schema: {schema}"
+
+
+class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """Jinja as ``transformers`` sets it up for chat templates."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=["jinja2.ext.loopcontrols"],
+        )
+        self.filters["tojson"] = _to_json
+        self.globals["raise_exception"] = _raise
+        self.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+
+
+def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:
+    # Jinja's own escapes <, > and & for HTML, which no model was trained on.
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _raise(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+class ChatTemplate:
+    """One model's chat template.
+
+    Args:
+        source: Jinja text from the GGUF file.
+        bos: Text of the model's beginning-of-sequence token, "" if it has none.
+        eos: Text of its end-of-sequence token.
+
+    Raises:
+        UnsupportedModelError: There is no template, or it is not valid Jinja.
+    """
+
+    def __init__(self, source: str | None, *, bos: str = "", eos: str = "") -> None:
+        if not source:
+            raise UnsupportedModelError(
+                "this model has no chat template, so it cannot answer messages. Use an instruct "
+                "or chat version of it."
+            )
+        try:
+            tree = _Sandbox().parse(source)
+            self._template = _Sandbox().from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise UnsupportedModelError(f"the model's chat template is broken: {error}") from error
+        knows_tools = "tools" in jinja2.meta.find_undeclared_variables(tree)
+        hermes = knows_tools and "<tool_call>" in source
+        self.tool_format: ToolFormat = HERMES if hermes else JSON_LINES
+        self._tokens = {"bos_token": bos, "eos_token": eos}
+
+    def render(self, call: Call) -> str:
+        """The prompt text of a call, up to where the reply starts.
+
+        Raises:
+            UnsupportedModelError: The template refuses the conversation (its reason is given).
+        """
+        native = self.tool_format.native
+        messages = list(call.messages)
+        if not native:
+            if call.usable_tools:
+                start = 1 if messages and messages[0].role == "system" else 0
+                messages[start:start] = DEMONSTRATION
+            messages = [_as_plain(message, self.tool_format) for message in messages]
+        messages = _with_system(messages, self._instructions(call))
+        tools = [tool.to_openai() for tool in call.usable_tools] if native else []
+        try:
+            return self._render(messages, tools)
+        except jinja2.TemplateError:
+            # Some templates (Gemma's) have no system role, and some want strict alternation.
+            plain = _alternating(_without_system(messages))
+            try:
+                return self._render(plain, tools)
+            except jinja2.TemplateError as error:
+                raise UnsupportedModelError(
+                    f"the model's chat template refuses this conversation: {error}"
+                ) from error
+
+    def _render(self, messages: Iterable[Message], tools: list[dict[str, Any]]) -> str:
+        return self._template.render(
+            messages=[_as_openai(message) for message in messages],
+            tools=tools or None,
+            add_generation_prompt=True,
+            **self._tokens,
+        )
+
+    def _instructions(self, call: Call) -> str:
+        """What the template does not say by itself."""
+        parts = []
+        if call.usable_tools and not self.tool_format.native:
+            parts.append(TOOL_PROMPT.format(tools=_describe(call.usable_tools)))
+        if call.response_schema and not call.must_call:
+            schema = json.dumps(call.response_schema, ensure_ascii=False)
+            parts.append(SCHEMA_PROMPT.format(schema=schema))
+        return "\n\n".join(parts)
+
+
+def _describe(tools: Iterable[Tool]) -> str:
+    return "\n".join(json.dumps(tool.to_openai()["function"], ensure_ascii=False) for tool in tools)
+
+
+def _as_openai(message: Message) -> dict[str, Any]:
+    """The form that templates were written for."""
+    out: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        out["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": dict(call.arguments)},
+            }
+            for call in message.tool_calls
+        ]
+    if message.role == "tool":
+        out["tool_call_id"] = message.tool_call_id
+        out["name"] = message.tool_name
+    return out
+
+
+def _as_plain(message: Message, tool_format: ToolFormat) -> Message:
+    """A message for a template without tools: calls as text, results as user turns."""
+    if message.tool_calls:
+        text = tool_format.write(message.tool_calls)
+        content = f"{message.content}\n{text}" if message.content else text
+        return Message(role="assistant", content=content)
+    if message.role == "tool":
+        name = message.tool_name or "the function"
+        form = _FAILURE if message.tool_failed else _RESULT
+        return Message(role="user", content=form.format(name=name, content=message.content))
+    return message
+
+
+def _with_system(messages: list[Message], text: str) -> list[Message]:
+    if not text:
+        return messages
+    if messages and messages[0].role == "system":
+        first = messages[0]
+        return [replace(first, content=f"{first.content}\n\n{text}".strip()), *messages[1:]]
+    return [Message(role="system", content=text), *messages]
+
+
+def _without_system(messages: list[Message]) -> list[Message]:
+    system = "\n\n".join(m.content for m in messages if m.role == "system")
+    rest = [message for message in messages if message.role != "system"]
+    if not system:
+        return rest
+    if rest and rest[0].role == "user":
+        return [replace(rest[0], content=f"{system}\n\n{rest[0].content}"), *rest[1:]]
+    return [Message(role="user", content=system), *rest]
+
+
+def _alternating(messages: list[Message]) -> list[Message]:
+    """Neighbouring plain turns of one role become one turn."""
+    out: list[Message] = []
+    for message in messages:
+        last = out[-1] if out else None
+        if last and last.role == message.role and not (last.tool_calls or message.tool_calls):
+            out[-1] = replace(last, content=f"{last.content}\n\n{message.content}")
+        else:
+            out.append(message)
+    return out

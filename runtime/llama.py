@@ -1,0 +1,336 @@
+"""llama.cpp behind three small owners: a model, a context, a sampler.
+
+Everything goes through llama-cpp-python's low-level bindings. Each object frees what it owns
+in ``close()``; none is safe to use from two threads at once (an `Engine` sees to that).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import llama_cpp as lib
+import numpy as np
+from numpy.typing import NDArray
+
+from tierwise.runtime.errors import (
+    DamagedModelError,
+    EngineError,
+    ModelNotFoundError,
+    OutOfMemoryError,
+    UnsupportedModelError,
+)
+
+PREFILL_BATCH = 512
+"""Tokens per llama_decode during prefill; also the unit in which a prefill can be cancelled."""
+
+_log_lock = threading.RLock()
+_log_lines: list[str] | None = None
+
+
+@lib.llama_log_callback  # type: ignore[untyped-decorator]
+def _on_log(_level: int, text: bytes, _user_data: Any) -> None:
+    if _log_lines is not None:
+        _log_lines.append(text.decode("utf-8", errors="replace"))
+
+
+lib.llama_backend_init()
+lib.llama_log_set(_on_log, ctypes.c_void_p(0))
+
+
+@contextmanager
+def captured_log() -> Iterator[list[str]]:
+    """Collects what llama.cpp logs. The log is global, so one capture runs at a time."""
+    global _log_lines
+    with _log_lock:
+        lib.llama_log_set(_on_log, ctypes.c_void_p(0))  # another library may have taken it
+        outer, _log_lines = _log_lines, []
+        try:
+            yield _log_lines
+        finally:
+            _log_lines = outer
+
+
+def _reason(lines: Sequence[str]) -> str:
+    """The telling line of a failed load."""
+    for line in lines:
+        if "error" in line.lower():
+            return line.split("error loading model:")[-1].strip()
+    return "".join(lines[-2:]).strip() or "llama.cpp gave no reason"
+
+
+class Model:
+    """The weights and vocabulary of one GGUF file.
+
+    Args:
+        path: The file.
+        vocab_only: Load metadata and vocabulary, no weights.
+        no_alloc: Load the tensors' shapes without their data, to simulate memory use.
+        gpu_layers: Layers to place on a GPU that llama.cpp was built for; -1 for all.
+
+    Raises:
+        ModelNotFoundError, DamagedModelError, UnsupportedModelError: As their names say.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        vocab_only: bool = False,
+        no_alloc: bool = False,
+        gpu_layers: int = -1,
+    ) -> None:
+        self.path = path
+        self._handle: Any = None
+        if not path.is_file():
+            raise ModelNotFoundError(f"there is no model file {str(path)!r}")
+        params = lib.llama_model_default_params()
+        params.vocab_only = vocab_only
+        params.n_gpu_layers = gpu_layers
+        if no_alloc:
+            params.no_alloc = True
+            params.load_mode = lib.LLAMA_LOAD_MODE_NONE  # mmap and no_alloc exclude each other
+        with captured_log() as log:
+            self._handle = lib.llama_model_load_from_file(str(path).encode(), params)
+        if not self._handle:
+            reason = _reason(log)
+            if "unknown model architecture" in reason or "unknown pre-tokenizer" in reason:
+                raise UnsupportedModelError(
+                    f"{str(path)!r} cannot be loaded: {reason}. This llama.cpp "
+                    f"(llama-cpp-python {lib.__version__}) does not know it; a newer one may: "
+                    "pip install -U llama-cpp-python."
+                )
+            raise DamagedModelError(
+                f"{str(path)!r} cannot be loaded: {reason}. Download or copy the file again."
+            )
+        self.load_log = tuple(log)
+        self.vocab = lib.llama_model_get_vocab(self._handle)
+        self.vocab_size: int = lib.llama_vocab_n_tokens(self.vocab)
+        self._buffer = ctypes.create_string_buffer(1024)
+        self._pieces: dict[int, bytes] = {}
+
+    @property
+    def handle(self) -> Any:
+        """The ``llama_model *``; EngineError after `close`."""
+        if not self._handle:
+            raise EngineError(f"the model {str(self.path)!r} was closed")
+        return self._handle
+
+    @cached_property
+    def metadata(self) -> dict[str, str]:
+        """The GGUF key-value pairs that are not arrays, as text."""
+        out: dict[str, str] = {}
+        size = 1 << 20  # chat templates reach tens of kilobytes
+        buffer = ctypes.create_string_buffer(size)
+        for index in range(lib.llama_model_meta_count(self.handle)):
+            lib.llama_model_meta_key_by_index(self.handle, index, buffer, size)
+            key = buffer.value.decode("utf-8", errors="replace")
+            lib.llama_model_meta_val_str_by_index(self.handle, index, buffer, size)
+            out[key] = buffer.value.decode("utf-8", errors="replace")
+        return out
+
+    @property
+    def architecture(self) -> str:
+        return self.metadata.get("general.architecture", "unknown")
+
+    @property
+    def chat_template(self) -> str | None:
+        return self.metadata.get("tokenizer.chat_template")
+
+    @property
+    def context_tokens(self) -> int:
+        """The context length that the model was trained for."""
+        return int(lib.llama_model_n_ctx_train(self.handle))
+
+    @property
+    def layers(self) -> int:
+        return int(lib.llama_model_n_layer(self.handle))
+
+    @property
+    def parameters(self) -> int:
+        return int(lib.llama_model_n_params(self.handle))
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of an F16 KV cache for one token, over all layers."""
+        heads = lib.llama_model_n_head(self.handle)
+        kv_heads = lib.llama_model_n_head_kv(self.handle)
+        default = lib.llama_model_n_embd(self.handle) // max(1, heads)
+        arch = self.architecture
+        key = int(self.metadata.get(f"{arch}.attention.key_length", default))
+        value = int(self.metadata.get(f"{arch}.attention.value_length", default))
+        return int(self.layers * kv_heads * (key + value) * 2)
+
+    def tokenize(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids of ``text``; ``special`` turns control texts into their one token.
+
+        No BOS is added unless the text has it: chat templates write their own.
+        """
+        raw = text.encode("utf-8", errors="replace")
+        room = len(raw) + 8
+        tokens = (lib.llama_token * room)()
+        count = lib.llama_tokenize(self.vocab, raw, len(raw), tokens, room, False, special)
+        if count < 0:
+            raise EngineError(f"llama.cpp could not tokenize a text of {len(raw)} bytes")
+        return list(tokens[:count])
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token stands for; empty for control tokens."""
+        known = self._pieces.get(token)
+        if known is None:
+            size = lib.llama_token_to_piece(self.vocab, token, self._buffer, 1024, 0, False)
+            known = self._pieces[token] = self._buffer.raw[: max(0, size)]
+        return known
+
+    def is_end(self, token: int) -> bool:
+        """Whether the token ends a reply (any of the model's end-of-generation tokens)."""
+        return bool(lib.llama_vocab_is_eog(self.vocab, token))
+
+    def close(self) -> None:
+        """Frees the weights. Close every context first."""
+        if self._handle:
+            lib.llama_model_free(self._handle)
+            self._handle = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Context:
+    """The KV cache and compute buffers of one model, for one sequence.
+
+    Args:
+        model: Stays open for as long as the context.
+        n_ctx: Tokens that the KV cache holds.
+        threads: For prefill and decode.
+        all_logits: Keep logits for every token of a batch (for measuring divergence), not only
+            for the last. Costs ``PREFILL_BATCH * vocab_size * 4`` bytes of compute buffer.
+        on_tensor: llama.cpp's ``cb_eval``, for collecting activations.
+
+    Raises:
+        OutOfMemoryError: llama.cpp could not allocate the buffers.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        n_ctx: int,
+        *,
+        threads: int,
+        all_logits: bool = False,
+        on_tensor: Any = None,
+    ) -> None:
+        self.model = model
+        params = lib.llama_context_default_params()
+        params.n_ctx = n_ctx
+        params.n_batch = params.n_ubatch = min(PREFILL_BATCH, n_ctx)
+        params.n_seq_max = 1
+        params.n_outputs_max = params.n_batch if all_logits else 1
+        params.n_threads = params.n_threads_batch = threads
+        params.no_perf = True
+        if on_tensor is not None:
+            params.cb_eval = on_tensor
+        self._keep = on_tensor
+        self.batch_size = int(params.n_batch)
+        self._all_logits = all_logits
+        with captured_log() as log:
+            self._handle = lib.llama_init_from_model(model.handle, params)
+        if not self._handle:
+            raise OutOfMemoryError(
+                f"llama.cpp could not open a context of {n_ctx} tokens for "
+                f"{model.path.name!r}: {_reason(log)}. Ask for a smaller context."
+            )
+        self.open_log = tuple(log)
+        self.n_ctx = int(lib.llama_n_ctx(self._handle))
+        self._memory = lib.llama_get_memory(self._handle)
+        self._batch = lib.llama_batch_init(self.batch_size, 0, 1)
+        view = np.ctypeslib.as_array
+        shape = (self.batch_size,)
+        self._tokens = view(self._batch.token, shape)
+        self._positions = view(self._batch.pos, shape)
+        self._wanted = view(self._batch.logits, shape)
+        view(self._batch.n_seq_id, shape)[:] = 1
+        for index in range(self.batch_size):
+            self._batch.seq_id[index][0] = 0
+
+    @property
+    def handle(self) -> Any:
+        """The ``llama_context *``; EngineError after `close`."""
+        if not self._handle:
+            raise EngineError(f"the context of {self.model.path.name!r} was closed")
+        return self._handle
+
+    def decode(
+        self,
+        tokens: Sequence[int],
+        position: int,
+        *,
+        between: Callable[[], None] | None = None,
+    ) -> None:
+        """Runs tokens through the model, at most `batch_size` at a time.
+
+        Afterwards `logits` has the last token's (with ``all_logits``: those of the last batch).
+
+        Args:
+            tokens: At least one; they must fit in the context.
+            position: Of the first of them.
+            between: Called before each batch; may raise to stop.
+        """
+        for start in range(0, len(tokens), self.batch_size):
+            if between is not None:
+                between()
+            part = tokens[start : start + self.batch_size]
+            size = len(part)
+            self._tokens[:size] = part
+            self._positions[:size] = np.arange(position + start, position + start + size)
+            self._wanted[:size] = self._all_logits
+            self._wanted[size - 1] = start + size == len(tokens) or self._all_logits
+            self._batch.n_tokens = size
+            code = lib.llama_decode(self.handle, self._batch)
+            if code != 0:
+                raise EngineError(
+                    f"llama.cpp failed to decode {size} tokens at position {position + start} of "
+                    f"a context of {self.n_ctx} (code {code}, model {self.model.path.name!r})"
+                )
+
+    def logits(self, index: int = -1) -> NDArray[np.float32]:
+        """Logits over the vocabulary, a view that the next `decode` overwrites."""
+        pointer = lib.llama_get_logits_ith(self.handle, index)
+        return np.ctypeslib.as_array(pointer, (self.model.vocab_size,))
+
+    def batch_logits(self, size: int) -> NDArray[np.float32]:
+        """Logits of all ``size`` tokens of the last batch, shape (size, vocab); a view."""
+        pointer = lib.llama_get_logits(self.handle)
+        return np.ctypeslib.as_array(pointer, (size, self.model.vocab_size))
+
+    def truncate(self, length: int) -> bool:
+        """Forgets all tokens from position ``length`` on.
+
+        Returns:
+            False where the memory cannot be cut there (recurrent models); it is then empty.
+        """
+        if lib.llama_memory_seq_rm(self._memory, 0, length, -1):
+            return True
+        lib.llama_memory_clear(self._memory, True)
+        return False
+
+    def close(self) -> None:
+        """Frees the KV cache and the compute buffers."""
+        if self._handle:
+            lib.llama_batch_free(self._batch)
+            lib.llama_free(self._handle)
+            self._handle = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
