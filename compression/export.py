@@ -7,7 +7,9 @@ before the file gets its name.
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,6 +22,7 @@ import yaml
 from tierwise.runtime.errors import (
     DamagedModelError,
     MissingExtraError,
+    ModelError,
     ModelNotFoundError,
     UnsupportedModelError,
 )
@@ -59,7 +62,7 @@ _PRE_TOKENIZERS = {
     ((_LLAMA3, "bytes"), True): "llama-bpe",
     ((_LLAMA3, "bytes"), False): "smaug-bpe",  # the same regex, merges always apply
     ((_TEKKEN, "bytes"), True): "tekken",
-    ((_TEKKEN, "bytes"), False): "tekken",  # llama.cpp has one form; `_compare_tokenizers` decides
+    ((_TEKKEN, "bytes"), False): "tekken",  # llama.cpp has one form; `_check_written` decides
 }
 
 _PROBES = (
@@ -117,8 +120,8 @@ def export_gguf(
                 _write_tensors(writer, plan, shape, report)
             finally:
                 writer.close()
-            report("comparing the tokenizers", 1.0)
-            _compare_tokenizers(part, vocabulary)
+            report("checking the file", 1.0)
+            _check_written(part, vocabulary)
             part.replace(target)
         except BaseException:
             with suppress(OSError):
@@ -148,16 +151,12 @@ def licence_of(checkpoint: Path) -> str | None:
 
 
 def _need_extra() -> None:
-    try:
-        import gguf
-        import safetensors
-        import tokenizers
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(
-            f"a transformers checkpoint cannot be converted without {error.name!r}: "
-            "pip install 'tierwise[compress]' (a GGUF file as the base needs none of it)"
-        ) from error
+    for package in ("gguf", "safetensors", "tokenizers", "torch"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(
+                f"a transformers checkpoint cannot be converted without the package {package!r}: "
+                "pip install 'tierwise[compress]' (a GGUF file as the base needs none of it)"
+            )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -198,7 +197,7 @@ class _Shape:
 
     @property
     def permutes(self) -> bool:
-        """Whether llama.cpp wants rotary pairs side by side (transformers splits them in halves)."""
+        """Whether llama.cpp wants rotary pairs side by side (transformers: in two halves)."""
         return self.architecture == "llama"
 
 
@@ -413,7 +412,7 @@ def _write_tensors(
     writer.write_ti_data_to_file()
 
     # Written here, not by the writer: numpy's tofile() hides that a disk is full.
-    file = writer.fout[0]
+    file = next(iter(writer.fout or []))
 
     def write(tensor: Tensor) -> None:
         writer.write_padding(file, file.tell())
@@ -537,11 +536,12 @@ def _pre_tokenizer_name(content: Mapping[str, Any]) -> str:
     # every GGUF file of these models. Any other normalizer would change ordinary text.
     name = _PRE_TOKENIZERS.get((steps, whole_words))
     if name is None or normalizer["type"] != "NFC":
+        known = sorted(set(_PRE_TOKENIZERS.values()))
         raise UnsupportedModelError(
             f"the tokenizer cuts text in a way that has no known name in llama.cpp: "
             f"pre-tokenizer {' + '.join(steps) or 'none'}, normalizer {normalizer['type']}, "
-            f"ignore_merges {whole_words}. Known: {', '.join(sorted(set(_PRE_TOKENIZERS.values())))}"
-            ". Give a GGUF file of the model instead."
+            f"ignore_merges {whole_words}. Known: {', '.join(known)}. Give a GGUF file of the "
+            "model instead."
         )
     return name
 
@@ -586,6 +586,8 @@ def _add_vocabulary(writer: GGUFWriter, vocabulary: _Vocabulary, checkpoint: Pat
         writer.add_token_scores(vocabulary.scores)
     writer.add_token_types(vocabulary.types)
     writer.add_add_space_prefix(vocabulary.space_prefix)
+    # It warns about templates for pairs of texts, which play no part here.
+    logging.getLogger("gguf.vocab").setLevel(logging.ERROR)
     special = gguf.SpecialVocab(
         checkpoint, load_merges=vocabulary.scores is None, n_vocab=len(vocabulary.tokens)
     )
@@ -594,25 +596,23 @@ def _add_vocabulary(writer: GGUFWriter, vocabulary: _Vocabulary, checkpoint: Pat
     special.add_to_gguf(writer, quiet=True)
 
 
-def _compare_tokenizers(path: Path, vocabulary: _Vocabulary) -> None:
-    """Refuses the export if llama.cpp cuts ordinary text differently from the original."""
-    from llama_cpp import Llama
+def _check_written(path: Path, vocabulary: _Vocabulary) -> None:
+    """Refuses the export if llama.cpp cannot load it or cuts ordinary text differently."""
+    from tierwise.runtime.llama import Model
 
     try:
-        model = Llama(str(path), vocab_only=True, verbose=False)
-    except ValueError as error:
+        model = Model(path, no_alloc=True)  # every tensor's shape, none of the weights
+    except ModelError as error:
         raise UnsupportedModelError(
-            "llama.cpp cannot read the tokenizer that was written from this checkpoint. Give a "
-            "GGUF file of the model instead."
+            f"the checkpoint was converted, but llama.cpp does not take the result: {error} Give "
+            "a GGUF file of the model instead."
         ) from error
-    try:
+    with model:
         for text in _PROBES:
             wanted = vocabulary.original.encode(text, add_special_tokens=False).ids
-            found = model.tokenize(text.encode(), add_bos=False, special=True)
+            found = model.tokenize(text)
             if found != wanted:
                 raise UnsupportedModelError(
                     f"llama.cpp's {vocabulary.pre!r} tokenizer makes {found} of {text!r}, the "
                     f"original {wanted}. Give a GGUF file of the model instead."
                 )
-    finally:
-        model.close()

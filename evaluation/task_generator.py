@@ -9,18 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tierwise.evaluation.tasks import GRADES, KINDS, Grade, Kind, Task
-from tierwise.evaluation.tool_catalog import (
-    CATALOGS,
-    Catalog,
-    Domain,
-    Drawn,
-    Pattern,
-    Slot,
-    Split,
-    draw_slots,
-    object_schema,
-    slot_names,
-)
+from tierwise.evaluation.tool_catalog import CATALOGS, Split
+from tierwise.evaluation.tool_patterns import Catalog, Domain, Pattern
+from tierwise.evaluation.tool_slots import Drawn, Slot, draw_slots, object_schema, slot_names
 from tierwise.runtime.chat import Call, JSONObject, Message, Reply, Tool, ToolCall
 
 MAX_TOKENS = 256

@@ -94,7 +94,7 @@ class Call:
     tool_choice: str = "auto"
     parallel_tool_calls: bool = False
     response_schema: JSONObject | None = None
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     timeout_s: float | None = None

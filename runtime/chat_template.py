@@ -14,11 +14,15 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
+import jinja2.ext
 import jinja2.meta
+import jinja2.nodes
+import jinja2.parser
 import jinja2.sandbox
 
 from tierwise.runtime.chat import Call, Message, Tool, ToolCall
 from tierwise.runtime.errors import UnsupportedModelError
+from tierwise.runtime.llama import Model
 from tierwise.runtime.tool_format import HERMES, JSON_LINES, ToolFormat
 
 # What a model is told that was never trained on tools. Small models follow examples far better
@@ -47,6 +51,16 @@ DEMONSTRATION = (
 SCHEMA_PROMPT = "Answer with a JSON object of this schema: {schema}"
 
 
+class _GenerationTag(jinja2.ext.Extension):
+    """``{% generation %}`` marks, for training, what the model writes; here it does nothing."""
+
+    tags = {"generation"}  # noqa: RUF012 - declared so by Jinja
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     """Jinja as ``transformers`` sets it up for chat templates."""
 
@@ -54,7 +68,7 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
-            extensions=["jinja2.ext.loopcontrols"],
+            extensions=["jinja2.ext.loopcontrols", _GenerationTag],
         )
         self.filters["tojson"] = _to_json
         self.globals["raise_exception"] = _raise
@@ -98,6 +112,15 @@ class ChatTemplate:
         self.tool_format: ToolFormat = HERMES if hermes else JSON_LINES
         self._tokens = {"bos_token": bos, "eos_token": eos}
 
+    @classmethod
+    def of(cls, model: Model) -> ChatTemplate:
+        """The template in a model's file."""
+        return cls(
+            model.chat_template,
+            bos=model.token_text(model.bos),
+            eos=model.token_text(model.eos),
+        )
+
     def render(self, call: Call) -> str:
         """The prompt text of a call, up to where the reply starts.
 
@@ -115,12 +138,12 @@ class ChatTemplate:
         tools = [tool.to_openai() for tool in call.usable_tools] if native else []
         try:
             return self._render(messages, tools)
-        except jinja2.TemplateError:
+        except Exception:  # noqa: BLE001 - templates are foreign code and fail as they like
             # Some templates (Gemma's) have no system role, and some want strict alternation.
             plain = _alternating(_without_system(messages))
             try:
                 return self._render(plain, tools)
-            except jinja2.TemplateError as error:
+            except Exception as error:
                 raise UnsupportedModelError(
                     f"the model's chat template refuses this conversation: {error}"
                 ) from error

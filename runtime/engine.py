@@ -27,7 +27,7 @@ from tierwise.runtime.grammar import GrammarCompiler
 from tierwise.runtime.llama import Context, Model
 
 
-class _Cancelled(Exception):
+class _CancelledError(Exception):
     """The caller lost interest."""
 
 
@@ -47,7 +47,7 @@ class GenerationStream:
     def __iter__(self) -> Iterator[Delta]:
         try:
             while self._outcome is None:
-                event = self._events.get()
+                event = self._next_event()
                 if isinstance(event, Delta):
                     yield event
                 else:
@@ -56,6 +56,15 @@ class GenerationStream:
             self.close()
         if isinstance(self._outcome, BaseException):
             raise self._outcome
+
+    def _next_event(self) -> Delta | Generated | BaseException:
+        """Waits no longer than the deadline, even where an earlier request takes longer."""
+        deadline = self.request.deadline
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        try:
+            return self._events.get(timeout=left)
+        except queue.Empty:
+            return _timeout_error()
 
     def result(self) -> Generated:
         """Waits for the end and returns the whole reply.
@@ -93,13 +102,17 @@ class _Job:
 
     def check(self) -> None:
         if self.cancelled.is_set():
-            raise _Cancelled
+            raise _CancelledError
         deadline = self.request.deadline
         if deadline is not None and time.monotonic() > deadline:
-            raise CallTimeoutError(
-                "the call's time ran out before its reply was complete. Allow more time "
-                "(timeout, Budget.seconds_per_call) or fewer tokens (max_tokens)."
-            )
+            raise _timeout_error()
+
+
+def _timeout_error() -> CallTimeoutError:
+    return CallTimeoutError(
+        "the call's time ran out before its reply was complete. Allow more time "
+        "(timeout, Budget.seconds_per_call) or fewer tokens (max_tokens)."
+    )
 
 
 _open_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -179,7 +192,7 @@ class Engine:
             )
             done = generation.run()
             job.events.put(replace(done, usage=replace(done.usage, queue_s=queued)))
-        except _Cancelled:
+        except _CancelledError:
             job.events.put(EngineClosedError("the generation was cancelled"))
         except BaseException as error:  # noqa: BLE001 - it belongs to the caller, not to this thread
             job.events.put(error)
@@ -195,6 +208,7 @@ class Engine:
             self._jobs.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join()
+        self.grammars.close()
         self._context.close()
         self.model.close()
 

@@ -100,7 +100,7 @@ class Tier(Record):
     @classmethod
     def _stays_inside(cls, value: str) -> str:
         path = PurePosixPath(value)
-        if path.is_absolute() or ".." in path.parts or "\\" in value or ":" in value or not value:
+        if path.is_absolute() or ".." in path.parts or not value or set(value) & set("\\:\0"):
             # Raised as itself: pydantic would fold a ValueError into a schema error.
             raise UnsafePathError(
                 f"tier file {value!r} leaves the family's folder; paths must be relative to it. "

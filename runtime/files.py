@@ -6,8 +6,9 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
+import shutil
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,16 +35,17 @@ def write_atomically(path: Path, text: str) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with disk_full_named(path):
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        # Not from `tempfile`: those files are for their owner alone, and so would the new one be.
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
+            with temporary.open("x", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(temporary).replace(path)
+            temporary.replace(path)
         except BaseException:
             with suppress(OSError):
-                Path(temporary).unlink()
+                temporary.unlink()
             raise
 
 
@@ -61,6 +63,22 @@ def disk_full_named(path: Path) -> Iterator[None]:
         raise
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Puts a file in a second place: a hard link where the disk can do that, else a copy.
+
+    Raises:
+        DiskFullError: There is no room for the copy.
+    """
+    part = target.with_name(target.name + ".part")
+    part.unlink(missing_ok=True)
+    try:
+        os.link(source, part)
+    except OSError:
+        with disk_full_named(target):
+            shutil.copyfile(source, part)
+    part.replace(target)
+
+
 def sha256_of(path: Path) -> str:
     """The file's sha256 as 64 hex digits (about 1 GB/s; use `FileHashes` for repeated use)."""
     with path.open("rb") as file:
@@ -76,7 +94,8 @@ class FileHashes:
         self._store = store
         self._lock = threading.Lock()
         self._known: dict[str, tuple[int, int, str]] = {}
-        with suppress(OSError, ValueError):
+        # A damaged store is as good as none.
+        with suppress(OSError, ValueError, TypeError, AttributeError):
             self._known = {
                 path: (int(size), int(mtime), str(digest))
                 for path, (size, mtime, digest) in json.loads(store.read_text()).items()

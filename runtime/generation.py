@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tierwise.runtime.chat import FinishReason, Sampling, Usage
-from tierwise.runtime.errors import ContextOverflowError
+from tierwise.runtime.errors import ContextOverflowError, EngineError
 from tierwise.runtime.grammar import Constraint, GrammarCompiler
 from tierwise.runtime.llama import Context, Model
 from tierwise.runtime.sampling import Sampler, margin
@@ -27,7 +27,7 @@ class GenerationRequest:
 
     prompt: tuple[int, ...]
     max_tokens: int | None = None
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
     constraint: Constraint | None = None
     deadline: float | None = None
@@ -63,11 +63,13 @@ class PrefixCache:
 
         At most all but the last: its logits are needed, and only a decode gives them.
         """
-        limit = min(len(self.tokens), len(prompt) - 1)
-        for index in range(limit):
-            if self.tokens[index] != prompt[index]:
-                return index
-        return limit
+        count = 0
+        # Callers of `Engine.cached_prefix` read this while the worker may shorten the list.
+        for held, wanted in zip(self.tokens, prompt[:-1], strict=False):
+            if held != wanted:
+                break
+            count += 1
+        return count
 
 
 class Generation:
@@ -103,7 +105,7 @@ class Generation:
         self._grammars = grammars
         self._check = check
         self._emit = emit
-        self._limit = min(room, request.max_tokens or room)
+        self._limit = room if request.max_tokens is None else min(room, request.max_tokens)
         self._matcher: Any = None
         self._start_reply()
 
@@ -151,12 +153,12 @@ class Generation:
         # What the grammar forces before the first choice needs no logits of its own.
         pending = self._force()
         while True:
+            if self._stream.stopped or self._complete():
+                return self._finish("stop")
             if self._count >= self._limit:
                 return self._finish("length")
             if pending:
                 self._decode(pending)
-            if self._matcher is not None and self._matcher.is_stopped():
-                return self._finish("stop")
             token = sampler.draw(self._context, self._matcher)
             self._confidence = min(self._confidence, margin(self._context.logits()))
             if self._model.is_end(token):
@@ -165,7 +167,7 @@ class Generation:
                 self._matcher.consume_token(token)
             self._count += 1
             if self._take(token, send=not waiting):
-                return "stop"
+                return self._finish("stop")
             if waiting:
                 state = self._trigger_state()
                 if state == "fired":
@@ -185,14 +187,21 @@ class Generation:
         if self._matcher is None:
             return []
         tokens = list(self._matcher.compute_ff_tokens())[: self._limit - self._count]
-        if not tokens:
-            return []
-        self._matcher.consume_tokens(tokens)
+        # The model's tokenizer cut the forced text; should a token not fit, the mask decides there.
+        tokens = tokens[: self._matcher.try_consume_tokens(tokens)]
         self._count += len(tokens)
         self._forced += len(tokens)
         for token in tokens:
             self._take(token, send=True)
         return tokens
+
+    def _complete(self) -> bool:
+        """Whether the grammar allows no more text."""
+        if self._matcher is None or not self._matcher.is_stopped():
+            return False
+        if self._matcher.is_error():
+            raise EngineError(f"llguidance gave up on the reply: {self._matcher.get_error()}")
+        return True
 
     def _take(self, token: int, *, send: bool) -> bool:
         """Adds a token's text to the reply; True when a stop text ended it."""
@@ -248,6 +257,7 @@ class Generation:
             self._context.decode(tokens[:room], position, between=self._check)
         except BaseException:
             # How far it came is not known: trust only what was there before.
-            self._context.truncate(position)
+            if not self._context.truncate(position):
+                self._cache.tokens.clear()
             raise
         self._cache.tokens.extend(tokens[:room])

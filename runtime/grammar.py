@@ -6,6 +6,7 @@ A call's tools and response schema become one Lark grammar for llguidance
 
 from __future__ import annotations
 
+import ctypes
 import json
 import threading
 from collections import OrderedDict
@@ -13,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import llama_cpp as lib
 import llguidance
-import llguidance.llamacpp
 
-from tierwise.runtime.chat import Call, JSONObject
-from tierwise.runtime.errors import ToolSchemaError
+from tierwise.runtime.chat import Call, JSONObject, Tool
+from tierwise.runtime.errors import EngineClosedError, ToolSchemaError
 from tierwise.runtime.llama import Model
 from tierwise.runtime.tool_format import ToolFormat
 
@@ -40,7 +41,11 @@ class Constraint:
 
 
 def constraint_for(call: Call, tool_format: ToolFormat) -> Constraint | None:
-    """The grammar that a call's reply must follow, or None where it is free text."""
+    """The grammar that a call's reply must follow, or None where it is free text.
+
+    Raises:
+        ToolSchemaError: A tool's parameters are no object, or a schema is not JSON.
+    """
     tools = call.usable_tools
     rules: list[str] = []
     starts: list[str] = []
@@ -52,13 +57,13 @@ def constraint_for(call: Call, tool_format: ToolFormat) -> Constraint | None:
         rules.append("call: " + " | ".join(f"call_{index}" for index in range(len(tools))))
         for index, tool in enumerate(tools):
             head = _literal(f'{{"name": {json.dumps(tool.name)}, "arguments": ')
-            schema = _json_rule(closed(_object_schema(tool.parameters)))
+            schema = _json_rule(f"tool {tool.name!r}", _object_schema(tool))
             tail = _literal("}")
             parts = [part for part in (opening, head, schema, tail, closing) if part]
             rules.append(f"call_{index}: " + " ".join(parts))
         starts.append("calls")
     if call.response_schema is not None and not call.must_call:
-        rules.append(f"reply: {_json_rule(closed(call.response_schema))}")
+        rules.append(f"reply: {_json_rule('the response schema', call.response_schema)}")
         starts.append("reply")
     if not starts:
         return None
@@ -73,28 +78,60 @@ def _literal(text: str) -> str:
     return json.dumps(text, ensure_ascii=False) if text else ""
 
 
-def _json_rule(schema: JSONObject) -> str:
-    return "%json " + json.dumps({**schema, "x-guidance": _JSON_STYLE}, ensure_ascii=False)
+def _json_rule(owner: str, schema: JSONObject) -> str:
+    rule = {**closed(schema), "x-guidance": _JSON_STYLE}
+    try:
+        return "%json " + json.dumps(rule, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise ToolSchemaError(f"{owner}: its schema is not JSON ({error})") from error
 
 
-def _object_schema(parameters: JSONObject) -> JSONObject:
-    return parameters if parameters else {"type": "object", "properties": {}}
+def _object_schema(tool: Tool) -> JSONObject:
+    if not tool.parameters:
+        return {"type": "object", "properties": {}}
+    if tool.parameters.get("type", "object") != "object":
+        raise ToolSchemaError(
+            f"tool {tool.name!r}: its parameters must be a JSON schema of type 'object', "
+            f"got type {tool.parameters['type']!r}"
+        )
+    return {"type": "object", **tool.parameters}
 
 
-def closed(schema: Any) -> Any:
+def closed(schema: JSONObject) -> JSONObject:
     """The schema with every object that lists its properties closed to others.
 
     JSON schema allows unknown properties by default, and a small model will invent them.
-    Objects that say ``additionalProperties`` themselves are left as they are.
+    Objects that say ``additionalProperties`` themselves are left as they are. So is the whole
+    schema where several parts of it describe one object (say ``allOf``): closing one part would
+    forbid what the others list.
     """
+    return schema if _has_mixture(schema) else _closed(schema)
+
+
+def _has_mixture(schema: Any) -> bool:
     if isinstance(schema, Mapping):
-        out = {key: closed(value) for key, value in schema.items()}
-        if "properties" in out and isinstance(out["properties"], dict):
-            out.setdefault("additionalProperties", False)
-        return out
-    if isinstance(schema, (list, tuple)):
-        return [closed(item) for item in schema]
-    return schema
+        parts = sum(key in schema for key in ("properties", "$ref", "anyOf", "oneOf"))
+        parts += len(schema.get("allOf", ()))
+        return parts > 1 or any(map(_has_mixture, schema.values()))
+    return isinstance(schema, list | tuple) and any(map(_has_mixture, schema))
+
+
+def _closed(schema: Any) -> Any:
+    if isinstance(schema, list | tuple):
+        return [_closed(item) for item in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    out: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in ("enum", "const", "default", "examples"):  # values, not schemas
+            out[key] = value
+        elif key in ("properties", "patternProperties", "$defs", "definitions"):
+            out[key] = {name: _closed(one) for name, one in value.items()}
+        else:
+            out[key] = _closed(value)
+    if "properties" in out:
+        out.setdefault("additionalProperties", False)
+    return out
 
 
 class GrammarCompiler:
@@ -110,14 +147,18 @@ class GrammarCompiler:
         self._tokenizer: llguidance.LLTokenizer | None = None
         self._compiled: OrderedDict[str, Any] = OrderedDict()
         self._remembered = remembered
+        self._closed = False
 
     def matcher(self, lark: str) -> Any:
         """A fresh ``llguidance.LLMatcher`` at the start of the grammar.
 
         Raises:
             ToolSchemaError: The grammar does not compile. `check` says which part.
+            EngineClosedError: After `close`.
         """
         with self._lock:
+            if self._closed:
+                raise EngineClosedError("this tier was unloaded; ask the pool for it again")
             prototype = self._compiled.get(lark)
             if prototype is None:
                 prototype = llguidance.LLMatcher(self._trie(), _from_lark(lark), log_level=0)
@@ -138,19 +179,27 @@ class GrammarCompiler:
             ToolSchemaError: Names the tool, the property and llguidance's reason.
         """
         for tool in call.usable_tools:
-            schema = _object_schema(tool.parameters)
-            if schema.get("type", "object") != "object":
-                raise ToolSchemaError(
-                    f"tool {tool.name!r}: its parameters must be a JSON schema of type 'object', "
-                    f"got type {schema.get('type')!r}"
-                )
-            _check_schema(f"tool {tool.name!r}", schema)
+            _check_schema(f"tool {tool.name!r}", _object_schema(tool))
         if call.response_schema is not None:
             _check_schema("the response schema", call.response_schema)
 
+    def close(self) -> None:
+        """Waits for a compilation that runs; later ones would read a vocabulary that is gone."""
+        with self._lock:
+            self._closed = True
+
     def _trie(self) -> llguidance.LLTokenizer:
         if self._tokenizer is None:
-            self._tokenizer = llguidance.llamacpp.lltokenizer_from_vocab(self._model.vocab)
+            # As `llguidance.llamacpp` makes it, save that user-defined tokens count as text: a
+            # grammar's "<tool_call>" must be met by the token of that name where there is one.
+            model = self._model
+            ids = range(model.vocab_size)
+            self._tokenizer = llguidance.LLTokenizer.from_llamacpp(  # type: ignore[attr-defined]
+                tokens=[model.piece(i) or b"\xff" + model.token_text(i).encode() for i in ids],
+                vocab_ptr=model.vocab,
+                tokenize_fptr=ctypes.cast(lib.llama_cpp._lib.llama_tokenize, ctypes.c_void_p).value,
+                eos_token=[model.eos, *(i for i in ids if i != model.eos and model.is_end(i))],
+            )
         return self._tokenizer
 
 

@@ -7,6 +7,7 @@ in ``close()``; none is safe to use from two threads at once (an `Engine` sees t
 from __future__ import annotations
 
 import ctypes
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,14 +30,21 @@ from tierwise.runtime.errors import (
 PREFILL_BATCH = 512
 """Tokens per llama_decode during prefill; also the unit in which a prefill can be cancelled."""
 
+_LONGEST_PIECE = 1024
+"""Bytes of the longest token known (a run of spaces), four times over."""
+
 _log_lock = threading.RLock()
 _log_lines: list[str] | None = None
+_log_listener: Callable[[str], None] | None = None
 
 
 @lib.llama_log_callback  # type: ignore[untyped-decorator]
 def _on_log(_level: int, text: bytes, _user_data: Any) -> None:
     if _log_lines is not None:
-        _log_lines.append(text.decode("utf-8", errors="replace"))
+        line = text.decode("utf-8", errors="replace")
+        _log_lines.append(line)
+        if _log_listener is not None:
+            _log_listener(line)
 
 
 lib.llama_backend_init()
@@ -44,24 +52,31 @@ lib.llama_log_set(_on_log, ctypes.c_void_p(0))
 
 
 @contextmanager
-def captured_log() -> Iterator[list[str]]:
-    """Collects what llama.cpp logs. The log is global, so one capture runs at a time."""
-    global _log_lines
+def captured_log(listener: Callable[[str], None] | None = None) -> Iterator[list[str]]:
+    """Collects what llama.cpp logs. The log is global, so one capture runs at a time.
+
+    Args:
+        listener: Called with each line as it comes; must not raise.
+    """
+    global _log_lines, _log_listener
     with _log_lock:
         lib.llama_log_set(_on_log, ctypes.c_void_p(0))  # another library may have taken it
-        outer, _log_lines = _log_lines, []
+        outer = _log_lines, _log_listener
+        _log_lines, _log_listener = [], listener
         try:
             yield _log_lines
         finally:
-            _log_lines = outer
+            _log_lines, _log_listener = outer
 
 
 def _reason(lines: Sequence[str]) -> str:
-    """The telling line of a failed load."""
-    for line in lines:
-        if "error" in line.lower():
-            return line.split("error loading model:")[-1].strip()
-    return "".join(lines[-2:]).strip() or "llama.cpp gave no reason"
+    """The telling line of a failure: the GGUF reader's if it spoke, else the loader's."""
+    said = [line for line in lines if " - kv " not in line]  # metadata may say anything
+    for sign in ("gguf_init", "error loading model", "failed to"):
+        for line in said:
+            if sign in line:
+                return re.sub(r"^\w+: (error loading model: )?", "", line).strip()
+    return "".join(said[-2:]).strip() or "llama.cpp gave no reason"
 
 
 class Model:
@@ -74,7 +89,8 @@ class Model:
         gpu_layers: Layers to place on a GPU that llama.cpp was built for; -1 for all.
 
     Raises:
-        ModelNotFoundError, DamagedModelError, UnsupportedModelError: As their names say.
+        ModelNotFoundError, DamagedModelError, UnsupportedModelError, OutOfMemoryError: As
+            their names say.
     """
 
     def __init__(
@@ -105,14 +121,17 @@ class Model:
                     f"(llama-cpp-python {lib.__version__}) does not know it; a newer one may: "
                     "pip install -U llama-cpp-python."
                 )
+            if "allocate" in reason or "bad_alloc" in reason:
+                raise OutOfMemoryError(
+                    f"{str(path)!r} cannot be loaded: {reason}. Free some memory, or take a "
+                    "smaller tier."
+                )
             raise DamagedModelError(
                 f"{str(path)!r} cannot be loaded: {reason}. Download or copy the file again."
             )
         self.load_log = tuple(log)
-        self.vocab = lib.llama_model_get_vocab(self._handle)
         self.vocab_size: int = lib.llama_vocab_n_tokens(self.vocab)
-        self._buffer = ctypes.create_string_buffer(1024)
-        self._pieces: dict[int, bytes] = {}
+        self._shown: dict[int, bytes] = {}
 
     @property
     def handle(self) -> Any:
@@ -120,6 +139,11 @@ class Model:
         if not self._handle:
             raise EngineError(f"the model {str(self.path)!r} was closed")
         return self._handle
+
+    @property
+    def vocab(self) -> Any:
+        """The ``llama_vocab *``, part of the model; EngineError after `close`."""
+        return lib.llama_model_get_vocab(self.handle)
 
     @cached_property
     def metadata(self) -> dict[str, str]:
@@ -180,12 +204,33 @@ class Model:
         return list(tokens[:count])
 
     def piece(self, token: int) -> bytes:
-        """The bytes that a token stands for; empty for control tokens."""
-        known = self._pieces.get(token)
-        if known is None:
-            size = lib.llama_token_to_piece(self.vocab, token, self._buffer, 1024, 0, False)
-            known = self._pieces[token] = self._buffer.raw[: max(0, size)]
-        return known
+        """The bytes that a token stands for; empty for control tokens (but see `show_tag`)."""
+        if token in self._shown:
+            return self._shown[token]
+        buffer = ctypes.create_string_buffer(_LONGEST_PIECE)
+        size = lib.llama_token_to_piece(self.vocab, token, buffer, _LONGEST_PIECE, 0, False)
+        return buffer.raw[: max(0, size)]
+
+    def show_tag(self, tag: str) -> None:
+        """From now on, `piece` gives the tag's text even where the tag is a control token."""
+        tokens = self.tokenize(tag)
+        if len(tokens) == 1:
+            self._shown[tokens[0]] = tag.encode()
+
+    @property
+    def bos(self) -> int:
+        """The beginning-of-sequence token, negative where there is none."""
+        return int(lib.llama_vocab_bos(self.vocab))
+
+    @property
+    def eos(self) -> int:
+        """The end-of-sequence token, negative where there is none."""
+        return int(lib.llama_vocab_eos(self.vocab))
+
+    def token_text(self, token: int) -> str:
+        """The text of a token, control tokens included; "" for a negative one."""
+        text = lib.llama_vocab_get_text(self.vocab, token) if token >= 0 else b""
+        return str((text or b"").decode("utf-8", errors="replace"))
 
     def is_end(self, token: int) -> bool:
         """Whether the token ends a reply (any of the model's end-of-generation tokens)."""
@@ -250,7 +295,6 @@ class Context:
             )
         self.open_log = tuple(log)
         self.n_ctx = int(lib.llama_n_ctx(self._handle))
-        self._memory = lib.llama_get_memory(self._handle)
         self._batch = lib.llama_batch_init(self.batch_size, 0, 1)
         view = np.ctypeslib.as_array
         shape = (self.batch_size,)
@@ -284,6 +328,7 @@ class Context:
             position: Of the first of them.
             between: Called before each batch; may raise to stop.
         """
+        handle = self.handle  # before anything is written into buffers that `close` frees
         for start in range(0, len(tokens), self.batch_size):
             if between is not None:
                 between()
@@ -294,7 +339,7 @@ class Context:
             self._wanted[:size] = self._all_logits
             self._wanted[size - 1] = start + size == len(tokens) or self._all_logits
             self._batch.n_tokens = size
-            code = lib.llama_decode(self.handle, self._batch)
+            code = lib.llama_decode(handle, self._batch)
             if code != 0:
                 raise EngineError(
                     f"llama.cpp failed to decode {size} tokens at position {position + start} of "
@@ -317,9 +362,10 @@ class Context:
         Returns:
             False where the memory cannot be cut there (recurrent models); it is then empty.
         """
-        if lib.llama_memory_seq_rm(self._memory, 0, length, -1):
+        memory = lib.llama_get_memory(self.handle)
+        if lib.llama_memory_seq_rm(memory, 0, length, -1):
             return True
-        lib.llama_memory_clear(self._memory, True)
+        lib.llama_memory_clear(memory, True)
         return False
 
     def close(self) -> None:

@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-import llama_cpp as lib
-
-from tierwise.runtime.chat import Call, Reply
+from tierwise.runtime.chat import Call, Reply, ToolCall
 from tierwise.runtime.chat_template import ChatTemplate
 from tierwise.runtime.engine import Engine, GenerationStream
 from tierwise.runtime.errors import ContextOverflowError, ToolSchemaError
@@ -55,7 +53,8 @@ class ReplyStream:
 
 
 def _parse(done: Generated, call: Call, tool_format: ToolFormat) -> Reply:
-    text, calls, finish = done.text, (), done.finish_reason
+    text, finish = done.text, done.finish_reason
+    calls: tuple[ToolCall, ...] = ()
     if call.usable_tools:
         names = {tool.name for tool in call.usable_tools}
         text, calls = tool_format.read(done.text, names)
@@ -87,11 +86,9 @@ class LoadedTier:
                     f"a context of {n_ctx} tokens was asked for, but {path.name!r} was trained "
                     f"for {model.context_tokens}. Ask for at most that."
                 )
-            self.template = ChatTemplate(
-                model.chat_template,
-                bos=_special_text(model, lib.llama_vocab_bos(model.vocab)),
-                eos=_special_text(model, lib.llama_vocab_eos(model.vocab)),
-            )
+            self.template = ChatTemplate.of(model)
+            for tag in self.template.tool_format.tags:
+                model.show_tag(tag)
             self.engine = Engine(model, n_ctx=n_ctx, threads=threads)
         except BaseException:
             model.close()
@@ -144,11 +141,3 @@ class LoadedTier:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _special_text(model: Model, token: int) -> str:
-    """The text of a control token, "" where the model has none."""
-    if token < 0:
-        return ""
-    text = lib.llama_vocab_get_text(model.vocab, token)
-    return str(text.decode("utf-8", errors="replace")) if text else ""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from tierwise.runtime.errors import ModelNotFoundError
 from tierwise.runtime.llama import Context, Model
 
 _MIB = 1024 * 1024
@@ -40,8 +41,10 @@ def predict_memory(path: Path, n_ctx: int) -> MemoryNeed:
     by file, size and modification time.
 
     Raises:
-        DamagedModelError, UnsupportedModelError: The file cannot be loaded at all.
+        ModelNotFoundError, DamagedModelError, UnsupportedModelError: The file cannot be loaded.
     """
+    if not path.is_file():
+        raise ModelNotFoundError(f"there is no model file {str(path)!r}")
     stat = path.stat()
     return _predict(path, n_ctx, stat.st_size, stat.st_mtime_ns)
 

@@ -38,7 +38,8 @@ class Sampler:
 
         The grammar is asked about the drawn token first; only when it says no is the whole mask
         made. Drawing again from the masked distribution keeps the result distributed as if the
-        mask had come first: p(x) + (1 - Z) p(x) / Z = p(x) / Z, Z being the allowed mass.
+        mask had come first: p(x) + (1 - Z) p(x) / Z = p(x) / Z, Z being the allowed mass. (Top-k,
+        top-p and min-p are the exception: they cut each draw's own distribution.)
         """
         token = self._draw(context)
         if matcher is None or matcher.validate_tokens([token]) == 1:

@@ -28,6 +28,11 @@ class ToolFormat:
     separator: str
     native: bool
 
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The texts around a call that a vocabulary may have as one token."""
+        return tuple(tag for tag in (self.opening.strip(), self.closing.strip()) if tag)
+
     def write(self, calls: Collection[ToolCall]) -> str:
         """The calls as the model itself would have written them."""
         return self.separator.join(f"{self.opening}{c.to_json()}{self.closing}" for c in calls)
@@ -59,13 +64,14 @@ def _end(closing: str) -> str:
 def _parse(body: str, tools: Collection[str]) -> ToolCall | None:
     try:
         value = json.loads(body)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # not JSON, or nested thousands deep
         return None
     if not isinstance(value, dict) or set(value) != {"name", "arguments"}:
         return None
-    if value["name"] not in tools or not isinstance(value["arguments"], dict):
+    name, arguments = value["name"], value["arguments"]
+    if not isinstance(name, str) or name not in tools or not isinstance(arguments, dict):
         return None
-    return ToolCall(name=value["name"], arguments=value["arguments"])
+    return ToolCall(name, arguments)
 
 
 JSON_LINES = ToolFormat("json", opening="", closing="", separator="\n", native=False)

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from tierwise.compression.build import build_family as build_family
     from tierwise.compression.recipe import BuildConfig as BuildConfig
     from tierwise.plugin.chat import ChatTierwise as ChatTierwise
+    from tierwise.routing.budget import Budget as Budget
     from tierwise.routing.decision import Decision as Decision
     from tierwise.routing.router import Router as Router
     from tierwise.runtime.errors import TierwiseError as TierwiseError
     from tierwise.runtime.family import Family as Family
     from tierwise.runtime.resources import Resources as Resources
-    from tierwise.routing.budget import Budget as Budget
 
 _EXPORTS = {
     "Budget": "tierwise.routing.budget",
@@ -33,7 +33,7 @@ _EXPORTS = {
 }
 
 __version__ = "0.1.0"
-__all__ = [  # noqa: RUF022 - values first, then verbs, as the README introduces them
+__all__ = [
     "Budget",
     "BuildConfig",
     "ChatTierwise",

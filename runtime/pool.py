@@ -1,0 +1,452 @@
+"""Keeps the tiers of one family within memory: loads what is asked for, unloads what is idle.
+
+Model files are memory-mapped, so the system could take their pages back at any time. The pool
+counts weights in full all the same: a tier whose weights are read from disk at every token is
+of no use. `probe` agrees, as it counts files that this process has mapped as taken.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self
+
+from tierwise.runtime.chat import Call
+from tierwise.runtime.chat_template import ChatTemplate
+from tierwise.runtime.errors import (
+    CallTimeoutError,
+    ConfigError,
+    ContextOverflowError,
+    EngineClosedError,
+    FamilyError,
+    FamilyIncompleteError,
+    ModelError,
+    OutOfMemoryError,
+    TierwiseError,
+)
+from tierwise.runtime.family import Family, Tier
+from tierwise.runtime.llama import Model
+from tierwise.runtime.loaded_tier import LoadedTier
+from tierwise.runtime.memory import predict_memory
+from tierwise.runtime.resources import ResourceProbe, Resources, probe
+
+log = logging.getLogger("tierwise.pool")
+
+SMALLEST_CONTEXT = 2048
+"""Contexts are powers of two from here on, so that a growing conversation reopens its tier
+(and loses the cached prefix) a few times only."""
+
+MARGIN_SHARE, MARGIN_BYTES = 0.05, 64 * 2**20
+"""Of the available memory, the smaller of these two is left alone: what the rest of the
+process takes during a call."""
+
+WAIT_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentTier:
+    """A tier in memory: its context, its predicted bytes, and how many leases hold it."""
+
+    context_tokens: int
+    bytes: int
+    leases: int
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    name: str
+    tier: LoadedTier
+    bytes: int
+    holders: list[int] = field(default_factory=list)  # the thread of each lease
+    growers: int = 0  # threads that wait to reopen it with a larger context
+    last_used: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.name} ({_mb(self.bytes)})"
+
+
+class Lease:
+    """A loaded tier that stays loaded until `release`. Use as a context manager.
+
+    Args:
+        tier: The tier, ready to answer.
+        cold: Whether it had to be loaded for this lease.
+        load_s: Seconds that loading took; 0 if it was resident.
+        events: What the pool did for it, in English, e.g. "unloaded q8_0 (193 MB) to make room".
+    """
+
+    def __init__(
+        self, pool: Pool, entry: _Entry, *, load_s: float | None, events: tuple[str, ...]
+    ) -> None:
+        self.tier = entry.tier
+        self.cold = load_s is not None
+        self.load_s = load_s or 0.0
+        self.events = events
+        self._pool = pool
+        self._entry: _Entry | None = entry
+        self._thread = threading.get_ident()
+
+    def release(self) -> None:
+        """Lets the tier go; it stays loaded until its memory is wanted. Safe to call twice."""
+        with self._pool._changed:
+            entry, self._entry = self._entry, None
+            if entry is None:
+                return
+            entry.holders.remove(self._thread)
+            entry.last_used = time.monotonic()
+            self._pool._changed.notify_all()
+            left_behind = self._pool._closed and not entry.holders
+        if left_behind:
+            entry.tier.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def __del__(self) -> None:
+        self.release()
+
+
+class Pool:
+    """The loaded tiers of one family. Safe to use from many threads.
+
+    One tier is loaded at a time; leases of tiers that are resident are given out meanwhile.
+
+    Args:
+        family: Whose tiers these are.
+        memory_bytes: Cap on the sum of what resident tiers need; None for whatever is available.
+        probe: Says what the machine can spare.
+        threads: For llama.cpp; None for the cores that ``probe`` finds.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        *,
+        memory_bytes: int | None = None,
+        probe: ResourceProbe = probe,
+        threads: int | None = None,
+    ) -> None:
+        for name, value in (("memory_bytes", memory_bytes), ("threads", threads)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}; leave it out for all")
+        self.family = family
+        self._cap = memory_bytes
+        self._probe = probe
+        self._threads = threads or probe().threads
+        self._entries: dict[str, _Entry] = {}
+        self._changed = threading.Condition()  # guards all below; its lock is reentrant
+        self._loading = False
+        self._closed = False
+        self._prompting = threading.Lock()
+        self._vocabulary: tuple[Model, ChatTemplate] | None = None
+
+    def acquire(self, tier: Tier | str, *, context_tokens: int, timeout_s: float = WAIT_S) -> Lease:
+        """Leases a tier with room for ``context_tokens``, loading it if need be.
+
+        Idle tiers are unloaded to make room, the least recently used first. A resident tier
+        whose context is too small is reopened once its leases have ended, so never wait for a
+        larger context of a tier while holding a lease of it.
+
+        Args:
+            tier: The tier, or its name.
+            context_tokens: Prompt plus reply; rounded up by `rounded_context`.
+            timeout_s: How long to wait for leases and for loads by other threads.
+
+        Raises:
+            ContextOverflowError: The tier was not trained for so long a context.
+            OutOfMemoryError: It does not fit, even with all idle tiers unloaded.
+            FamilyIncompleteError: Its file is gone or has another size.
+            ModelError: Its file cannot be loaded.
+            CallTimeoutError: ``timeout_s`` passed.
+            EngineClosedError: The pool was closed.
+        """
+        if isinstance(tier, str):
+            tier = self.family.tier(tier)
+        n_ctx = rounded_context(tier, context_tokens)
+        ready = self._wait(tier, n_ctx, timeout_s)
+        if isinstance(ready, Lease):
+            return ready
+        try:
+            return self._load(tier, n_ctx)
+        finally:
+            with self._changed:
+                self._loading = False
+                if ready is not None:
+                    ready.growers -= 1
+                self._changed.notify_all()
+
+    def need_bytes(self, tier: Tier | str, context_tokens: int) -> int:
+        """What the tier will take, its context rounded up as `acquire` does.
+
+        Raises:
+            ContextOverflowError, FamilyIncompleteError, ModelError: As in `acquire`.
+        """
+        if isinstance(tier, str):
+            tier = self.family.tier(tier)
+        n_ctx = rounded_context(tier, context_tokens)
+        return predict_memory(self._file(tier), n_ctx).total_bytes
+
+    def fits(self, tier: Tier | str, context_tokens: int, resources: Resources) -> tuple[bool, str]:
+        """Whether `acquire` would succeed under ``resources``, and why, in English.
+
+        Memory that unloading idle tiers would free counts as free.
+        """
+        if isinstance(tier, str):
+            tier = self.family.tier(tier)
+        try:
+            n_ctx, need = (
+                rounded_context(tier, context_tokens),
+                self.need_bytes(tier, context_tokens),
+            )
+        except TierwiseError as error:
+            return False, str(error)
+        with self._changed:
+            own = self._entries.get(tier.name)
+            if own is not None and own.tier.n_ctx >= n_ctx:
+                return True, f"{tier.name} is loaded with {own.tier.n_ctx:,} tokens of context"
+            freed = {entry for entry in self._entries.values() if not entry.holders}
+            if own is not None:
+                freed.add(own)
+            now, most = self._room(resources, ()), self._room(resources, freed)
+        if need <= now:
+            return True, f"{tier.name} needs {_mb(need)} of {_mb(now)} free"
+        if need <= most:
+            names = ", ".join(sorted(entry.name for entry in freed))
+            return True, f"{tier.name} needs {_mb(need)}, free once {names} is unloaded"
+        return False, f"{tier.name} needs {_mb(need)}, but only {_mb(most)} can be had"
+
+    def resident(self) -> dict[str, ResidentTier]:
+        """What is loaded, by name."""
+        with self._changed:
+            return {
+                name: ResidentTier(entry.tier.n_ctx, entry.bytes, len(entry.holders))
+                for name, entry in self._entries.items()
+            }
+
+    def cached_prefix(self, tier: Tier | str, prompt: tuple[int, ...]) -> int:
+        """Tokens of ``prompt`` that the tier would not have to prefill; 0 if not resident."""
+        with self._changed:
+            entry = self._entries.get(tier if isinstance(tier, str) else tier.name)
+            return entry.tier.engine.cached_prefix(prompt) if entry else 0
+
+    def prompt(self, call: Call) -> tuple[int, ...]:
+        """The call's prompt in tokens, the same for all tiers of the family.
+
+        Loads no weights, only the vocabulary of the first tier that has a usable file.
+
+        Raises:
+            FamilyError, ModelError: No tier's vocabulary and chat template can be read.
+            EngineClosedError: The pool was closed.
+        """
+        with self._prompting:
+            self._check_open()
+            if self._vocabulary is None:
+                self._vocabulary = self._read_vocabulary()
+            model, template = self._vocabulary
+            return tuple(model.tokenize(template.render(call)))
+
+    def close(self) -> None:
+        """Unloads all tiers: idle ones now, leased ones with their last lease, because a tier
+        must not vanish under a call that runs. Safe to call twice."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._loading)
+            idle = [entry for entry in self._entries.values() if not entry.holders]
+            self._entries.clear()
+        for entry in idle:
+            entry.tier.close()
+        with self._prompting:
+            if self._vocabulary is not None:
+                self._vocabulary[0].close()
+                self._vocabulary = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _wait(self, tier: Tier, n_ctx: int, timeout_s: float) -> Lease | _Entry | None:
+        """A lease where the tier is resident; else claims the one place of a loader.
+
+        Returns the entry to be reopened, if there is one. Its ``growers`` keep other threads
+        from leasing it meanwhile, lest a busy tier never be idle long enough to grow.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            while True:
+                self._check_open()
+                entry = self._entries.get(tier.name)
+                if entry is not None and entry.tier.n_ctx >= n_ctx:
+                    # Who holds a lease already may go on: its release could wait for this call.
+                    if not entry.growers or threading.get_ident() in entry.holders:
+                        return self._lease(entry)
+                    growing = None
+                elif self._loading or (entry is not None and entry.holders):
+                    growing = entry
+                else:
+                    self._loading = True
+                    if entry is not None:
+                        entry.growers += 1
+                    return entry
+                if growing is not None:
+                    growing.growers += 1
+                left = deadline - time.monotonic()
+                self._changed.wait(max(0.0, left))
+                if growing is not None:
+                    growing.growers -= 1
+                if left <= 0:
+                    self._changed.notify_all()
+                    raise CallTimeoutError(
+                        f"tier {tier.name!r} could not be had with {n_ctx:,} tokens of context in "
+                        f"{timeout_s:g} s: it is in use, or another tier is being loaded. Allow "
+                        "more time, or release leases of it before asking for a larger context."
+                    )
+
+    def _load(self, tier: Tier, n_ctx: int) -> Lease:
+        """Makes room and loads. Only one thread is in here at a time."""
+        need = self.need_bytes(tier, n_ctx)
+        events = self._make_room(tier, n_ctx, need)
+        loaded = LoadedTier(self._file(tier), n_ctx=n_ctx, threads=self._threads)
+        events.append(f"loaded {tier.name} in {loaded.load_s:.1f} s ({_mb(need)})")
+        log.info(events[-1])
+        entry = _Entry(tier.name, loaded, need)
+        with self._changed:
+            if not self._closed:
+                self._entries[tier.name] = entry
+                return self._lease(entry, load_s=loaded.load_s, events=tuple(events))
+        loaded.close()
+        raise self._was_closed()
+
+    def _make_room(self, tier: Tier, n_ctx: int, need: int) -> list[str]:
+        """Unloads idle tiers until ``need`` bytes fit; none if they cannot be made to fit.
+
+        What a tier was predicted to need is taken as freed, without asking the probe again:
+        Linux keeps freed pages in per-processor lists (vm.percpu_pagelist_high_fraction), and
+        up to 150 MB were seen to become "available" seconds after they were.
+        """
+        events: list[str] = []
+        resources = self._probe()
+        while True:
+            with self._changed:
+                idle = [entry for entry in self._entries.values() if not entry.holders]
+                if need > self._room(resources, idle):
+                    raise self._out_of_memory(tier, n_ctx, need, resources)
+                own = self._entries.get(tier.name)
+                if own is None and need <= self._room(resources, ()):
+                    return events
+                victim = own or min(idle, key=lambda entry: (entry.last_used, -entry.bytes))
+                del self._entries[victim.name]
+            victim.tier.close()
+            resources = replace(
+                resources,
+                available_bytes=resources.available_bytes + victim.bytes,
+                gpu_free_bytes=resources.gpu_free_bytes + victim.bytes,
+            )
+            why = "to make room" if own is None else f"to reopen it with {n_ctx:,} tokens"
+            events.append(f"unloaded {victim} {why}")
+            log.info(events[-1])
+
+    def _room(self, resources: Resources, freed: Collection[_Entry]) -> int:
+        """Bytes that a new tier may take once the entries ``freed`` are unloaded.
+
+        With a GPU, llama.cpp puts all layers on it; the host must then have the room as well,
+        which is more careful than need be (it maps the file while it copies).
+        """
+        free = resources.available_bytes
+        if resources.gpu_total_bytes:
+            free = min(free, resources.gpu_free_bytes)
+        free -= int(min(free * MARGIN_SHARE, MARGIN_BYTES))
+        free += sum(entry.bytes for entry in freed)
+        if self._cap is None:
+            return free
+        return min(free, self._cap - sum(e.bytes for e in self._entries.values() if e not in freed))
+
+    def _out_of_memory(
+        self, tier: Tier, n_ctx: int, need: int, resources: Resources
+    ) -> OutOfMemoryError:
+        parts = [f"{_mb(resources.available_bytes)} of memory available now"]
+        if resources.gpu_total_bytes:
+            parts.append(f"{_mb(resources.gpu_free_bytes)} of GPU memory free")
+        if self._cap is not None:
+            parts.append(f"a cap of {_mb(self._cap)} for all tiers (memory_bytes)")
+        busy = [f"{entry}" for entry in self._entries.values() if entry.holders]
+        idle = [f"{entry}" for entry in self._entries.values() if not entry.holders]
+        return OutOfMemoryError(
+            f"tier {tier.name!r} needs {_mb(need)} with {n_ctx:,} tokens of context; there is "
+            f"{', '.join(parts)}. Resident and in use: {', '.join(busy) or 'none'}; resident and "
+            f"idle: {', '.join(idle) or 'none'}. Use a smaller tier or context, raise the memory "
+            "budget, close other programs, or wait for the calls that run."
+        )
+
+    def _lease(
+        self, entry: _Entry, *, load_s: float | None = None, events: tuple[str, ...] = ()
+    ) -> Lease:
+        entry.holders.append(threading.get_ident())
+        entry.last_used = time.monotonic()
+        return Lease(self, entry, load_s=load_s, events=events)
+
+    def _file(self, tier: Tier) -> Path:
+        """The tier's file, if it still is what the manifest says."""
+        path = self.family.path(tier)
+        size = path.stat().st_size if path.is_file() else None
+        if size == tier.bytes:
+            return path
+        found = "is missing" if size is None else f"has {size:,} bytes, not {tier.bytes:,}"
+        raise FamilyIncompleteError(
+            f"tier {tier.name!r}: {str(path)!r} {found}; it was changed after the family was "
+            "loaded. Restore the file, or run `tierwise build` again with the same arguments."
+        )
+
+    def _read_vocabulary(self) -> tuple[Model, ChatTemplate]:
+        """Of the first tier whose file is usable; the first tier's error where none is."""
+        failures: list[FamilyError | ModelError] = []
+        for tier in self.family.tiers:
+            try:
+                model = Model(self._file(tier), vocab_only=True)
+            except (FamilyError, ModelError) as error:
+                failures.append(error)
+                continue
+            try:
+                return model, ChatTemplate.of(model)
+            except ModelError:
+                model.close()
+                raise
+        raise failures[0]
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise self._was_closed()
+
+    def _was_closed(self) -> EngineClosedError:
+        folder = str(self.family.folder)
+        return EngineClosedError(f"the pool of {folder!r} was closed; make a new one")
+
+
+def rounded_context(tier: Tier, context_tokens: int) -> int:
+    """The context that a pool opens: the next power of two from 2048, at most the tier's own.
+
+    Raises:
+        ContextOverflowError: More than the tier was trained for.
+    """
+    if context_tokens > tier.context_tokens:
+        raise ContextOverflowError(
+            f"{context_tokens:,} tokens of context were asked for, but tier {tier.name!r} was "
+            f"trained for {tier.context_tokens:,}. Shorten the conversation, lower max_tokens, or "
+            "use a tier with a longer context."
+        )
+    power = 1 << max(0, context_tokens - 1).bit_length()
+    return min(max(SMALLEST_CONTEXT, power), tier.context_tokens)
+
+
+def _mb(count: int) -> str:
+    """Bytes in megabytes (10**6), with a decimal where they are few."""
+    return f"{count / 1e6:,.0f} MB" if count >= 10_000_000 else f"{count / 1e6:.1f} MB"

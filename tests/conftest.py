@@ -1,0 +1,28 @@
+"""What every test shares: a Tierwise home of its own, and tiny models made once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tiny_models import write_tiny_gguf
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _home_of_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """For fixtures that outlive a test; nothing may touch the user's own home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIERWISE_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIERWISE_HOME", str(tmp_path_factory.mktemp("home")))
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with random weights that loads and runs; never write to it."""
+    return write_tiny_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf")

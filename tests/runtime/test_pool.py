@@ -1,0 +1,441 @@
+"""The pool on a family of three real, tiny tiers."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from tiny_models import CHATML, write_tiny_gguf
+
+from tierwise.runtime.chat import Call, Message
+from tierwise.runtime.errors import (
+    CallTimeoutError,
+    ConfigError,
+    ContextOverflowError,
+    DamagedModelError,
+    EngineClosedError,
+    EngineError,
+    FamilyIncompleteError,
+    OutOfMemoryError,
+    UnsupportedModelError,
+)
+from tierwise.runtime.family import Base, Family, Lineage, Tier
+from tierwise.runtime.files import sha256_of
+from tierwise.runtime.memory import predict_memory
+from tierwise.runtime.pool import MARGIN_SHARE, Pool, rounded_context
+from tierwise.runtime.resources import Resources
+
+GIB = 2**30
+CALL = Call((Message("user", "hello Paris"),), max_tokens=4)
+
+
+def tier_of(path: Path, layers: int, context: int = 8192) -> Tier:
+    return Tier(
+        name=path.stem,
+        file=path.name,
+        sha256=sha256_of(path),
+        bytes=path.stat().st_size,
+        parameters=1,
+        layers=layers,
+        context_tokens=context,
+        kv_bytes_per_token=128 * layers,
+        lineage=Lineage(origin="built", quantization="F16"),
+    )
+
+
+def save_family(folder: Path, tiers: list[Tier]) -> Family:
+    base = Base(
+        name="tiny",
+        source="tests",
+        sha256="0" * 64,
+        architecture="llama",
+        parameters=1,
+        layers=6,
+        context_tokens=8192,
+        vocab_size=291,
+        tokenizer_sha256="0" * 64,
+    )
+    Family(created="2025-01-01T00:00:00Z", tierwise="0", base=base, tiers=tuple(tiers)).save(folder)
+    return Family.load(folder)
+
+
+@pytest.fixture
+def family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Family:
+    """Tiers small, middle, large of 1, 3, 6 layers: 3.3, 4.5, 5.5 MB with 2,048 tokens."""
+    monkeypatch.setenv("TIERWISE_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "family"
+    sizes = {"small": 1, "middle": 3, "large": 6}
+    return save_family(
+        folder,
+        [
+            tier_of(write_tiny_gguf(folder / f"{name}.gguf", layers=n, context=8192), n)
+            for name, n in sizes.items()
+        ],
+    )
+
+
+def plenty() -> Resources:
+    return Resources(available_bytes=4 * GIB, total_bytes=8 * GIB, threads=1)
+
+
+MakePool = Callable[..., Pool]
+
+
+@pytest.fixture
+def make_pool(family: Family) -> Iterator[MakePool]:
+    pools: list[Pool] = []
+
+    def make(**options: object) -> Pool:
+        pools.append(Pool(family, **{"probe": plenty, "threads": 1, **options}))  # type: ignore[arg-type]
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.close()
+
+
+def needs(family: Family, context: int = 2048) -> dict[str, int]:
+    return {t.name: predict_memory(family.path(t), context).total_bytes for t in family.tiers}
+
+
+def test_a_lease_answers_and_the_tier_stays(make_pool: MakePool, family: Family) -> None:
+    pool = make_pool()
+    with pool.acquire("small", context_tokens=300) as lease:
+        assert lease.cold and lease.load_s > 0
+        assert lease.events == (f"loaded small in {lease.load_s:.1f} s (3.3 MB)",)
+        assert lease.tier.reply(CALL).usage.completion_tokens > 0
+        assert pool.resident()["small"].leases == 1
+    resident = pool.resident()["small"]
+    assert (resident.context_tokens, resident.leases) == (2048, 0)
+    assert resident.bytes == needs(family)["small"] == pool.need_bytes("small", 300)
+    with pool.acquire(family.tier("small"), context_tokens=300) as again:
+        assert not again.cold and again.load_s == 0 and again.events == ()
+
+
+def test_it_says_what_it_does(make_pool: MakePool, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "tierwise.pool")
+    with make_pool().acquire("small", context_tokens=10) as lease:
+        assert [record.getMessage() for record in caplog.records] == list(lease.events)
+
+
+def test_release_is_idempotent_and_a_dropped_lease_is_released(make_pool: MakePool) -> None:
+    pool = make_pool()
+    first, second = (pool.acquire("small", context_tokens=10) for _ in range(2))
+    first.release()
+    first.release()
+    assert pool.resident()["small"].leases == 1
+    del second
+    gc.collect()
+    assert pool.resident()["small"].leases == 0
+
+
+def test_the_least_recently_used_goes_first(make_pool: MakePool, family: Family) -> None:
+    need = needs(family)
+    pool = make_pool(memory_bytes=need["middle"] + need["large"])
+    for name in ("small", "middle", "small"):
+        pool.acquire(name, context_tokens=10).release()
+    assert set(pool.resident()) == {"small", "middle"}
+    with pool.acquire("large", context_tokens=10) as lease:
+        assert lease.events[0] == "unloaded middle (4.5 MB) to make room"
+        assert lease.events[1].startswith("loaded large in ")
+    assert set(pool.resident()) == {"small", "large"}
+
+
+def test_no_more_is_unloaded_than_needed(make_pool: MakePool, family: Family) -> None:
+    pool = make_pool(memory_bytes=sum(needs(family).values()))
+    for name in ("small", "middle", "large"):
+        pool.acquire(name, context_tokens=10).release()
+    assert set(pool.resident()) == {"small", "middle", "large"}
+
+
+def test_available_memory_limits_too(make_pool: MakePool, family: Family) -> None:
+    """A probe that sees the pool's own tiers in a machine with room for two of them."""
+    need = needs(family)
+    pool: Pool | None = None
+    room = int((need["small"] + need["large"]) / (1 - MARGIN_SHARE)) + 1
+
+    def tight() -> Resources:
+        taken = sum(tier.bytes for tier in pool.resident().values()) if pool else 0
+        return Resources(available_bytes=room - taken, total_bytes=room, threads=1)
+
+    pool = make_pool(probe=tight)
+    pool.acquire("small", context_tokens=10).release()
+    with pool.acquire("middle", context_tokens=10) as lease:
+        assert [event.split()[0] for event in lease.events] == ["loaded"]
+    with pool.acquire("large", context_tokens=10) as lease:
+        assert [event.split()[:2] for event in lease.events] == [
+            ["unloaded", "small"],
+            ["unloaded", "middle"],
+            ["loaded", "large"],
+        ]
+
+
+def test_freed_memory_counts_before_the_kernel_says_so(make_pool: MakePool, family: Family) -> None:
+    need = needs(family)
+    left = Resources(int(need["large"] / (1 - MARGIN_SHARE)) + 1, GIB, 1)
+    later = Resources(left.available_bytes - need["large"], GIB, 1)
+    answers = iter([left, later])
+    pool = make_pool(probe=lambda: next(answers))
+    pool.acquire("large", context_tokens=10).release()
+    with pool.acquire("middle", context_tokens=10) as lease:
+        assert lease.events[0] == "unloaded large (5.5 MB) to make room"
+
+
+def test_gpu_memory_limits_where_there_is_a_gpu(make_pool: MakePool) -> None:
+    def full() -> Resources:
+        return Resources(4 * GIB, 8 * GIB, 1, gpu_free_bytes=1_000_000, gpu_total_bytes=8 * GIB)
+
+    with pytest.raises(OutOfMemoryError, match=r"1\.0 MB of GPU memory free"):
+        make_pool(probe=full).acquire("small", context_tokens=10)
+
+
+def test_out_of_memory_names_everything_and_unloads_nothing(
+    make_pool: MakePool, family: Family
+) -> None:
+    need = needs(family)
+    pool = make_pool(memory_bytes=need["small"] + need["middle"])
+    pool.acquire("middle", context_tokens=10).release()
+    with (
+        pool.acquire("small", context_tokens=10),
+        pytest.raises(OutOfMemoryError) as caught,
+    ):
+        pool.acquire("large", context_tokens=10)
+    text = str(caught.value)
+    assert "tier 'large' needs 5.5 MB with 2,048 tokens of context" in text
+    assert "4,295 MB of memory available now, a cap of 7.7 MB" in text
+    assert "in use: small (3.3 MB); resident and idle: middle (4.5 MB)" in text
+    assert set(pool.resident()) == {"small", "middle"}
+
+
+def test_fits_explains_itself(make_pool: MakePool, family: Family) -> None:
+    need = needs(family)
+    pool = make_pool(memory_bytes=need["small"] + need["large"])
+    little = Resources(available_bytes=1_000_000, total_bytes=GIB, threads=1)
+    assert pool.fits("small", 10, little) == (
+        False,
+        "small needs 3.3 MB, but only 0.9 MB can be had",
+    )
+    assert pool.fits("small", 10, plenty()) == (True, "small needs 3.3 MB of 8.8 MB free")
+    pool.acquire("middle", context_tokens=10).release()
+    assert pool.fits("middle", 10, little) == (
+        True,
+        "middle is loaded with 2,048 tokens of context",
+    )
+    told = (True, "large needs 5.5 MB, free once middle is unloaded")
+    assert pool.fits("large", 10, plenty()) == told
+    with pool.acquire("middle", context_tokens=10):
+        assert pool.fits("large", 10, plenty())[0] is False
+        assert pool.fits("middle", 3000, plenty()) == (
+            True,
+            "middle needs 7.4 MB, free once middle is unloaded",
+        )
+    ok, why = pool.fits("large", 9000, plenty())
+    assert not ok and "9,000 tokens of context" in why
+    family.path("large").unlink()
+    ok, why = pool.fits("large", 10, plenty())
+    assert not ok and "is missing" in why
+
+
+def test_contexts_are_rounded_up(family: Family, tmp_path: Path) -> None:
+    tier = family.tier("small")
+    asked = (1, 2048, 2049, 4096, 4097, 8192)
+    assert [rounded_context(tier, n) for n in asked] == [2048, 2048, 4096, 4096, 8192, 8192]
+    odd = tier.model_copy(update={"context_tokens": 3000})
+    assert rounded_context(odd, 2500) == 3000
+    with pytest.raises(
+        ContextOverflowError, match=r"3,001 tokens .* 'small' was trained for 3,000"
+    ):
+        rounded_context(odd, 3001)
+
+
+def test_an_idle_tier_is_reopened_larger(make_pool: MakePool) -> None:
+    pool = make_pool()
+    pool.acquire("small", context_tokens=10).release()
+    with pool.acquire("small", context_tokens=5000) as lease:
+        assert lease.cold and lease.tier.n_ctx == 8192
+        assert lease.events[0] == "unloaded small (3.3 MB) to reopen it with 8,192 tokens"
+        with pool.acquire("small", context_tokens=10) as smaller:
+            assert smaller.tier is lease.tier
+
+
+def test_growing_waits_for_the_leases(make_pool: MakePool) -> None:
+    pool = make_pool()
+    small = pool.acquire("small", context_tokens=10)
+    with ThreadPoolExecutor(2) as threads:
+        grown = threads.submit(pool.acquire, "small", context_tokens=5000)
+        while not pool._entries["small"].growers:
+            time.sleep(0.001)
+        # Others wait behind the one that grows, but who holds a lease may take another.
+        behind = threads.submit(pool.acquire, "small", context_tokens=10)
+        pool.acquire("small", context_tokens=10).release()
+        assert not grown.done() and not behind.done()
+        assert small.tier.reply(CALL).usage.completion_tokens > 0
+        small.release()
+        with grown.result(10) as large, behind.result(10) as other:
+            assert large.tier is other.tier and large.tier.n_ctx == 8192
+
+
+def test_waiting_ends_in_time(make_pool: MakePool) -> None:
+    pool = make_pool()
+    with pool.acquire("small", context_tokens=10):
+        with pytest.raises(CallTimeoutError, match=r"8,192 tokens of context in 0\.05 s"):
+            pool.acquire("small", context_tokens=5000, timeout_s=0.05)
+        with ThreadPoolExecutor(1) as threads:  # the one that gave up holds nobody back
+            threads.submit(pool.acquire, "small", context_tokens=10).result(10).release()
+
+
+def test_eight_threads_load_a_tier_once(
+    make_pool: MakePool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "tierwise.pool")
+    pool = make_pool()
+    gate = threading.Barrier(8)
+
+    def work(_: int) -> bool:
+        gate.wait()
+        with pool.acquire("middle", context_tokens=100) as lease:
+            assert lease.tier.reply(CALL).usage.completion_tokens > 0
+            return lease.cold
+
+    with ThreadPoolExecutor(8) as threads:
+        assert sum(threads.map(work, range(8))) == 1
+    assert [record.getMessage().split()[0] for record in caplog.records] == ["loaded"]
+    assert pool.resident()["middle"].leases == 0
+
+
+def test_many_threads_under_a_tight_cap(make_pool: MakePool, family: Family) -> None:
+    """Leases of all tiers and sizes, in a cap that holds the largest: all end, none leaks."""
+    cap = sum(needs(family, 4096).values())
+    pool = make_pool(memory_bytes=cap)
+
+    def work(seed: int) -> int:
+        done = 0
+        for step in range(6):
+            name = ("small", "middle", "large")[(seed + step) % 3]
+            with pool.acquire(name, context_tokens=(100, 3000)[(seed * step) % 2]) as lease:
+                lease.tier.reply(CALL)
+                assert sum(tier.bytes for tier in pool.resident().values()) <= cap
+                done += 1
+        return done
+
+    with ThreadPoolExecutor(8) as threads:
+        assert sum(threads.map(work, range(8))) == 48
+    assert not any(tier.leases for tier in pool.resident().values())
+
+
+def test_prompts_need_no_weights_and_prefixes_are_known(make_pool: MakePool) -> None:
+    pool = make_pool()
+    prompt = pool.prompt(CALL)
+    assert pool.resident() == {}
+    assert pool.cached_prefix("small", prompt) == 0
+    with pool.acquire("small", context_tokens=10) as lease:
+        assert lease.tier.prompt(CALL) == prompt
+        lease.tier.reply(CALL)
+    assert pool.cached_prefix("small", prompt) == len(prompt) - 1
+
+
+def test_the_vocabulary_is_read_from_the_first_usable_file(
+    make_pool: MakePool, family: Family
+) -> None:
+    family.path("small").unlink()
+    assert make_pool().prompt(CALL)
+    family.path("middle").unlink()
+    family.path("large").unlink()
+    with pytest.raises(FamilyIncompleteError, match="small"):
+        make_pool().prompt(CALL)
+
+
+def test_a_family_without_chat_template_has_no_prompts(family: Family) -> None:
+    path = family.folder / "mute.gguf"
+    mute = save_family(
+        family.folder, [tier_of(write_tiny_gguf(path, layers=1, chat_template=None), 1, 512)]
+    )
+    with Pool(mute, probe=plenty, threads=1) as pool:
+        with pytest.raises(UnsupportedModelError, match="no chat template"):
+            pool.prompt(CALL)
+        with pytest.raises(UnsupportedModelError, match="no chat template"):
+            pool.acquire("mute", context_tokens=10)
+        assert pool.resident() == {}
+
+
+def test_files_are_checked_right_before_the_load(make_pool: MakePool, family: Family) -> None:
+    pool = make_pool()
+    small, middle = family.path("small"), family.path("middle")
+    small.write_bytes(small.read_bytes()[:-1])
+    with pytest.raises(FamilyIncompleteError, match=r"'small': .* has 155,999 bytes, not 156,000"):
+        pool.acquire("small", context_tokens=10)
+    middle.unlink()
+    with pytest.raises(FamilyIncompleteError, match=r"'middle': .* is missing"):
+        pool.acquire("middle", context_tokens=10)
+    large = family.path("large")
+    large.write_bytes(b"?" * large.stat().st_size)
+    with pytest.raises(DamagedModelError, match=r"large\.gguf"):
+        pool.acquire("large", context_tokens=10)
+    # The router can go on with another tier.
+    write_tiny_gguf(middle, layers=3, context=8192)
+    pool.acquire("middle", context_tokens=10).release()
+
+
+def test_a_closed_pool_is_closed(make_pool: MakePool) -> None:
+    pool = make_pool()
+    pool.prompt(CALL)
+    with pool.acquire("middle", context_tokens=10) as idle:
+        pass
+    pool.close()
+    pool.close()
+    assert pool.resident() == {}
+    for action in (lambda: pool.acquire("small", context_tokens=10), lambda: pool.prompt(CALL)):
+        with pytest.raises(EngineClosedError, match="was closed"):
+            action()
+    with pytest.raises(EngineError, match="was closed"):
+        _ = idle.tier.model.handle
+
+
+def test_closing_lets_running_calls_end(make_pool: MakePool) -> None:
+    pool = make_pool()
+    first, second = (pool.acquire("small", context_tokens=10) for _ in range(2))
+    pool.close()
+    first.release()
+    assert second.tier.reply(CALL).usage.completion_tokens > 0
+    second.release()
+    with pytest.raises(EngineError, match="was closed"):
+        _ = second.tier.model.handle
+
+
+def test_closing_wakes_those_that_wait(make_pool: MakePool) -> None:
+    pool = make_pool()
+    with pool.acquire("small", context_tokens=10), ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(pool.acquire, "small", context_tokens=5000)
+        while not pool._entries["small"].growers:
+            time.sleep(0.001)
+        pool.close()
+        with pytest.raises(EngineClosedError):
+            waiting.result(10)
+
+
+@pytest.mark.parametrize("options", [{"memory_bytes": 0}, {"threads": -1}])
+def test_senseless_options_are_refused(family: Family, options: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="must be at least 1"):
+        Pool(family, probe=plenty, **options)
+
+
+def test_this_machines_probe_will_do(family: Family) -> None:
+    with Pool(family) as pool, pool.acquire("large", context_tokens=10) as lease:
+        assert lease.tier.reply(CALL).usage.completion_tokens > 0
+
+
+def test_a_plain_template_is_used_as_well(family: Family) -> None:
+    path = write_tiny_gguf(family.folder / "plain.gguf", layers=1, chat_template=CHATML)
+    plain = save_family(family.folder, [tier_of(path, 1, 512)])
+    with (
+        Pool(plain, probe=plenty, threads=1) as pool,
+        pool.acquire("plain", context_tokens=9) as lease,
+    ):
+        assert lease.tier.n_ctx == 512
+        assert pool.prompt(CALL) == lease.tier.prompt(CALL)
