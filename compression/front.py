@@ -53,7 +53,7 @@ def split_front(
     front = [tier for tier in alive if tier.name not in dropped]
     while len(front) > most:
         nearest = _most_replaceable(front)
-        dropped[nearest.name] = f"{most} tiers were asked for, and it is close to its neighbours"
+        dropped[nearest.name] = f"{most} tiers were asked for, and another is nearly as good"
         front.remove(nearest)
     return sorted(front, key=lambda tier: tier.seconds), dropped
 
@@ -66,22 +66,23 @@ def _beats(a: Measured, b: Measured) -> bool:
 
 
 def _most_replaceable(front: Sequence[Measured]) -> Measured:
-    """The tier nearest to another, never the one of best quality or the fastest."""
+    """The tier that would be missed least, never the one of best quality or the fastest.
+
+    Whoever needs a tier's quality would take, without it, another that is no further from the
+    base; the regret is by how much that one is slower and larger.
+    """
     anchors = {
         min(front, key=lambda tier: tier.kl).name,
         min(front, key=lambda tier: tier.seconds).name,
     }
     free = [tier for tier in front if tier.name not in anchors] or list(front)[1:]
 
-    def room(tier: Measured) -> float:
-        return min(_distance(tier, other) for other in front if other is not tier)
+    def regret(tier: Measured) -> float:
+        stand_ins = [other for other in front if other is not tier and other.kl <= tier.kl]
+        costs = (
+            math.log(other.seconds / tier.seconds) + math.log(other.bytes / tier.bytes)
+            for other in stand_ins
+        )
+        return min(costs, default=math.inf)
 
-    return min(free, key=room)
-
-
-def _distance(a: Measured, b: Measured) -> float:
-    floor = 1e-4  # KL below this is rounding
-    return math.dist(
-        (math.log(a.bytes), math.log(a.seconds), math.log(max(a.kl, floor)) / 4),
-        (math.log(b.bytes), math.log(b.seconds), math.log(max(b.kl, floor)) / 4),
-    )
+    return min(free, key=regret)

@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tierwise.compression.quantize import FILE_TYPES
 from tierwise.runtime.errors import ConfigError
-
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "K": 2**10, "M": 2**20, "G": 2**30}
-
-
-def parse_bytes(value: object) -> object:
-    """Turns "2GiB", "500 MB" or a number into bytes.
-
-    Raises:
-        ConfigError: The text is no size.
-    """
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"\s*([\d.]+)\s*([A-Za-z]*)\s*", value)
-    if match is None or match[2].upper() not in _UNITS:
-        raise ConfigError(f"{value!r} is not a size; write for example 2GiB, 500MB or 1000000")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
-
-
-Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
+from tierwise.runtime.units import Bytes
 
 
 class TierRecipe(BaseModel):

@@ -20,34 +20,12 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-from tierwise.runtime.chat import Call, Message, Tool, ToolCall
+from tierwise.runtime.chat import Call, Message
 from tierwise.runtime.errors import UnsupportedModelError
 from tierwise.runtime.llama import Model
 from tierwise.runtime.tool_format import HERMES, JSON_LINES, ToolFormat
+from tierwise.runtime.tool_prompt import DEMONSTRATION, as_plain, tool_prompt
 
-# What a model is told that was never trained on tools. Small models follow examples far better
-# than rules, so a short made-up conversation shows when to call and when to answer; the same
-# for every tool choice, so that all calls of a conversation share one cached prefix.
-TOOL_PROMPT = """You are a function calling assistant. You have these functions:
-{tools}
-Answer with a JSON object {{"name": ..., "arguments": {{...}}}} to call a function, or with \
-plain words."""
-_RESULT = "Result of {name}: {content}"
-_FAILURE = "Error of {name}: {content}"
-DEMONSTRATION = (
-    Message("user", "Hi there!"),
-    Message("assistant", "Hello! How can I help you?"),
-    Message("user", "What is the weather in Oslo?"),
-    Message("assistant", tool_calls=(ToolCall("get_weather", {"city": "Oslo"}),)),
-    Message("tool", "4 degrees and rain", tool_name="get_weather"),
-    Message("assistant", "It is 4 degrees in Oslo, with rain."),
-    Message("user", "Tell me something about Rome."),
-    Message("assistant", "Rome is the capital of Italy."),
-    Message("user", "How much is 36 divided by 4?"),
-    Message("assistant", tool_calls=(ToolCall("divide", {"a": 36, "b": 4}),)),
-    Message("tool", "9", tool_name="divide"),
-    Message("assistant", "36 divided by 4 is 9."),
-)
 SCHEMA_PROMPT = "Answer with a JSON object of this schema: {schema}"
 
 
@@ -133,7 +111,7 @@ class ChatTemplate:
             if call.usable_tools:
                 start = 1 if messages and messages[0].role == "system" else 0
                 messages[start:start] = DEMONSTRATION
-            messages = [_as_plain(message, self.tool_format) for message in messages]
+            messages = [as_plain(message, self.tool_format) for message in messages]
         messages = _with_system(messages, self._instructions(call))
         tools = [tool.to_openai() for tool in call.usable_tools] if native else []
         try:
@@ -160,15 +138,11 @@ class ChatTemplate:
         """What the template does not say by itself."""
         parts = []
         if call.usable_tools and not self.tool_format.native:
-            parts.append(TOOL_PROMPT.format(tools=_describe(call.usable_tools)))
+            parts.append(tool_prompt(call.usable_tools))
         if call.response_schema and not call.must_call:
             schema = json.dumps(call.response_schema, ensure_ascii=False)
             parts.append(SCHEMA_PROMPT.format(schema=schema))
         return "\n\n".join(parts)
-
-
-def _describe(tools: Iterable[Tool]) -> str:
-    return "\n".join(json.dumps(tool.to_openai()["function"], ensure_ascii=False) for tool in tools)
 
 
 def _as_openai(message: Message) -> dict[str, Any]:
@@ -187,19 +161,6 @@ def _as_openai(message: Message) -> dict[str, Any]:
         out["tool_call_id"] = message.tool_call_id
         out["name"] = message.tool_name
     return out
-
-
-def _as_plain(message: Message, tool_format: ToolFormat) -> Message:
-    """A message for a template without tools: calls as text, results as user turns."""
-    if message.tool_calls:
-        text = tool_format.write(message.tool_calls)
-        content = f"{message.content}\n{text}" if message.content else text
-        return Message(role="assistant", content=content)
-    if message.role == "tool":
-        name = message.tool_name or "the function"
-        form = _FAILURE if message.tool_failed else _RESULT
-        return Message(role="user", content=form.format(name=name, content=message.content))
-    return message
 
 
 def _with_system(messages: list[Message], text: str) -> list[Message]:

@@ -23,7 +23,12 @@ from tierwise.runtime.llama import Model
 from tierwise.runtime.tool_format import ToolFormat
 
 # Fixed white space, so that everything but the values is forced and can be fast-forwarded.
-_JSON_STYLE = {"whitespace_flexible": False, "key_separator": ": ", "item_separator": ", "}
+_JSON_STYLE = {
+    "whitespace_flexible": False,
+    "key_separator": ": ",
+    "item_separator": ", ",
+    "coerce_one_of": True,  # pydantic writes tagged unions so
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,11 @@ def constraint_for(call: Call, tool_format: ToolFormat) -> Constraint | None:
         rules.append(f"calls: call{repeat}")
         rules.append("call: " + " | ".join(f"call_{index}" for index in range(len(tools))))
         for index, tool in enumerate(tools):
-            head = _literal(f'{{"name": {json.dumps(tool.name)}, "arguments": ')
+            # One literal for each lexeme of JSON. A longer one would be all that the lexer sees
+            # after `{"`, and would shut out a response schema's own properties.
+            name = json.dumps(tool.name)
+            lexemes = ("{", '"name"', ": ", name, ", ", '"arguments"', ": ")
+            head = " ".join(map(_literal, lexemes))
             schema = _json_rule(f"tool {tool.name!r}", _object_schema(tool))
             tail = _literal("}")
             parts = [part for part in (opening, head, schema, tail, closing) if part]
@@ -238,7 +247,9 @@ def _culprit(
 
 def _compile_error(schema: JSONObject) -> str | None:
     try:
-        grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(closed(schema)))
+        grammar = llguidance.LLMatcher.grammar_from_json_schema(
+            json.dumps({**closed(schema), "x-guidance": _JSON_STYLE})
+        )
     except (TypeError, ValueError) as error:
         return f"it is not JSON ({error})"
     failed, messages = llguidance.LLMatcher.validate_grammar_with_warnings(grammar)

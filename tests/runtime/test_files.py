@@ -29,7 +29,7 @@ def test_home_is_where_the_variable_says(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert home().name == "tierwise"
 
 
-# --- Writing ------------------------------------------------------------------------------------
+# --- Writing --------------------------------------------------------------------------------------
 
 
 def test_writing_makes_folders_and_replaces_what_was_there(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_other_failures_of_the_disk_stay_what_they_are(tmp_path: Path) -> None:
     assert not isinstance(caught.value, DiskFullError)
 
 
-# --- Hashes -------------------------------------------------------------------------------------
+# --- Hashes ---------------------------------------------------------------------------------------
 
 
 def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_a_vocabulary_can_be_read_alone(tiny_gguf: Path) -> None:
         assert words.vocab_size == whole.vocab_size
 
 
-# --- Tokens -------------------------------------------------------------------------------------
+# --- Tokens ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_tags_are_shown_on_demand(tiny_gguf: Path) -> None:
         assert b"".join(map(model.piece, model.tokenize("</tool_call>"))) == b"</tool_call>"
 
 
-# --- Contexts -----------------------------------------------------------------------------------
+# --- Contexts -------------------------------------------------------------------------------------
 
 
 def logits_of(context: Context, tokens: list[int], *splits: int) -> np.ndarray:

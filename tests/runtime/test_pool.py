@@ -66,9 +66,8 @@ def save_family(folder: Path, tiers: list[Tier]) -> Family:
 
 
 @pytest.fixture
-def family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Family:
+def family(tmp_path: Path) -> Family:
     """Tiers small, middle, large of 1, 3, 6 layers: 3.3, 4.5, 5.5 MB with 2,048 tokens."""
-    monkeypatch.setenv("TIERWISE_HOME", str(tmp_path / "home"))
     folder = tmp_path / "family"
     sizes = {"small": 1, "middle": 3, "large": 6}
     return save_family(
@@ -242,7 +241,7 @@ def test_fits_explains_itself(make_pool: MakePool, family: Family) -> None:
     assert not ok and "is missing" in why
 
 
-def test_contexts_are_rounded_up(family: Family, tmp_path: Path) -> None:
+def test_contexts_are_rounded_up(family: Family) -> None:
     tier = family.tier("small")
     asked = (1, 2048, 2049, 4096, 4097, 8192)
     assert [rounded_context(tier, n) for n in asked] == [2048, 2048, 4096, 4096, 8192, 8192]

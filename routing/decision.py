@@ -1,0 +1,62 @@
+"""A routing decision, with everything that led to it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tierwise.runtime.units import show_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What one tier is expected to do with one call.
+
+    ``verdict`` says in English why it was chosen, passed over, or cannot take part.
+    """
+
+    tier: str
+    success: float
+    seconds: float
+    first_token_s: float
+    memory_bytes: int
+    new_tokens: int
+    """Of the prompt: those that this tier has not cached."""
+    cold: bool
+    """Whether it must be loaded first."""
+    feasible: bool
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Which tier answers a call, and why."""
+
+    tier: str
+    reason: str
+    difficulty: float
+    prompt_tokens: int
+    forecasts: tuple[Forecast, ...]
+
+    @property
+    def forecast(self) -> Forecast:
+        """Of the chosen tier."""
+        return next(f for f in self.forecasts if f.tier == self.tier)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for ``response_metadata`` and ``--json``."""
+        return asdict(self)
+
+    def table(self) -> str:
+        """Every tier with its forecast and verdict, for people."""
+        head = f"{'':2}{'tier':<16}{'success':>8}{'seconds':>9}{'memory':>9}{'prefill':>9}  verdict"
+        rows = [
+            f"{'→ ' if f.tier == self.tier else '  '}{f.tier:<16}{f.success:>8.0%}"
+            f"{f.seconds:>9.2f}{show_bytes(f.memory_bytes):>9}{f.new_tokens:>9}  "
+            f"{f.verdict}{' (cold)' if f.cold else ''}"
+            for f in self.forecasts
+        ]
+        summary = (
+            f"difficulty {self.difficulty:.2f}, {self.prompt_tokens} prompt tokens: {self.reason}"
+        )
+        return "\n".join([summary, head, *rows])

@@ -1,0 +1,250 @@
+"""``Router.decide``: which tier answers a call, from what each would cost and how it would do."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from tierwise.routing.budget import Budget
+from tierwise.routing.decision import Decision, Forecast
+from tierwise.routing.difficulty import DifficultyEstimator, structural_difficulty
+from tierwise.routing.policy import Policy, feasible_first
+from tierwise.routing.success import SuccessModel, by_quality
+from tierwise.runtime.chat import Call, Usage
+from tierwise.runtime.errors import ContextOverflowError, NoFeasibleTierError, TierwiseError
+from tierwise.runtime.family import Family, Tier
+from tierwise.runtime.pool import Pool
+from tierwise.runtime.profile import Profile, family_profiles
+from tierwise.runtime.resources import ResourceProbe, Resources, probe
+
+DEFAULT_REPLY_ROOM = 1024
+"""Tokens of context kept free for a reply of unknown length."""
+
+_REMEMBERED_CONVERSATIONS = 1024
+
+
+@dataclass(slots=True)
+class _ReplyLength:
+    """Running means of what replies of one kind take: tokens chosen, and tokens forced."""
+
+    chosen: float
+    forced: float
+
+    def update(self, usage: Usage, weight: float = 0.2) -> None:
+        self.chosen += weight * (usage.completion_tokens - usage.forced_tokens - self.chosen)
+        self.forced += weight * (usage.forced_tokens - self.forced)
+
+
+class Router:
+    """Decides for one family.
+
+    Args:
+        family: Its tiers' quality is read once.
+        pool: Asked what is loaded, what fits, and what is cached.
+        budget: For calls that bring none of their own.
+        difficulty: 0..1 for a call.
+        policy: Chooses among the forecasts.
+        probe: What the machine has now.
+        profiles: Speed by tier name; those measured on this machine by default.
+        tiers: Names of the tiers that may be used; all by default.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        pool: Pool,
+        budget: Budget | None = None,
+        *,
+        difficulty: DifficultyEstimator = structural_difficulty,
+        policy: Policy = feasible_first,
+        probe: ResourceProbe = probe,
+        profiles: Mapping[str, Profile] | None = None,
+        tiers: Iterable[str] | None = None,
+    ) -> None:
+        self.family = family
+        self.pool = pool
+        self.budget = budget or Budget()
+        self._difficulty = difficulty
+        self._policy = policy
+        self._probe = probe
+        self._profiles = dict(profiles or family_profiles(family))
+        self._success = SuccessModel(family)
+        enabled = None if tiers is None else {family.tier(name).name for name in tiers}
+        self.tiers = tuple(t for t in by_quality(family) if enabled is None or t.name in enabled)
+        self._lock = threading.Lock()
+        self._current: OrderedDict[str, str] = OrderedDict()
+        self._lengths = {
+            "call": _ReplyLength(15.0, 15.0),
+            "schema": _ReplyLength(25.0, 15.0),
+            "text": _ReplyLength(60.0, 0.0),
+        }
+
+    def decide(
+        self,
+        call: Call,
+        *,
+        budget: Budget | None = None,
+        above: str | None = None,
+        without: Iterable[str] = (),
+        pin: str | None = None,
+    ) -> Decision:
+        """The tier for a call.
+
+        Args:
+            budget: Instead of the router's own.
+            above: Only tiers of better quality than this one (for escalation).
+            without: Tiers that turned out to be out of reach.
+            pin: The user's choice; it must still be feasible.
+
+        Raises:
+            NoFeasibleTierError: No tier fits; lists what each would need.
+            ContextOverflowError: The prompt is longer than any tier's context.
+            ConfigError: ``pin`` or ``above`` names no tier.
+        """
+        budget = budget or self.budget
+        resources = self._probe()
+        prompt = self.pool.prompt(call)
+        longest = max(tier.context_tokens for tier in self.tiers)
+        if len(prompt) >= longest:
+            raise ContextOverflowError(
+                f"the prompt has {len(prompt):,} tokens; the longest context of this family's "
+                f"tiers is {longest:,}. Shorten the conversation or the tools."
+            )
+        difficulty = self._difficulty(call)
+        success = self._success(difficulty)
+        excluded = self._excluded(above, without, pin)
+        forecasts = [
+            self._forecast(tier, call, prompt, success[tier.name], budget, resources, excluded)
+            for tier in self.tiers
+        ]
+        if pin is not None:
+            name, reason, forecasts_ = self._pinned(pin, forecasts)
+        else:
+            current = self._current.get(_conversation(call))
+            name, reason, forecasts_ = self._policy(forecasts, budget, current)
+        return Decision(name, reason, difficulty, len(prompt), tuple(forecasts_))
+
+    def explain(self, call: Call, *, budget: Budget | None = None) -> Decision:
+        """Prints every tier with forecast and verdict, and returns the decision."""
+        decision = self.decide(call, budget=budget)
+        print(decision.table())
+        return decision
+
+    def learn(self, call: Call, tier: str, usage: Usage) -> None:
+        """Remembers which tier answered, and how long its reply was."""
+        with self._lock:
+            key = _conversation(call)
+            self._current[key] = tier
+            self._current.move_to_end(key)
+            while len(self._current) > _REMEMBERED_CONVERSATIONS:
+                self._current.popitem(last=False)
+            self._lengths[_kind(call)].update(usage)
+
+    def better_than(self, tier: str) -> tuple[Tier, ...]:
+        """The enabled tiers of better quality, the nearest first."""
+        names = [t.name for t in self.tiers]
+        return self.tiers[names.index(tier) + 1 :] if tier in names else ()
+
+    def _excluded(
+        self, above: str | None, without: Iterable[str], pin: str | None
+    ) -> dict[str, str]:
+        excluded = dict.fromkeys(without, "out of reach")
+        if above is not None:
+            better = {tier.name for tier in self.better_than(above)}
+            excluded |= {
+                t.name: f"no better than {above}" for t in self.tiers if t.name not in better
+            }
+        if pin is not None:
+            self.family.tier(pin)  # raises for an unknown name
+            excluded |= {t.name: f"{pin} is pinned" for t in self.tiers if t.name != pin}
+        return excluded
+
+    def _forecast(
+        self,
+        tier: Tier,
+        call: Call,
+        prompt: tuple[int, ...],
+        success: float,
+        budget: Budget,
+        resources: Resources,
+        excluded: Mapping[str, str],
+    ) -> Forecast:
+        profile = self._profiles[tier.name]
+        cold = tier.name not in self.pool.resident()
+        new = len(prompt) - self.pool.cached_prefix(tier, prompt)
+        length = self._lengths[_kind(call)]
+        limit = min(x for x in (call.max_tokens, budget.reply_tokens, 1 << 30) if x is not None)
+        chosen = min(length.chosen, limit)
+        # Forced tokens are read in batches, like a prompt.
+        first = profile.seconds(new, 1, cold=cold)
+        seconds = profile.seconds(new + round(length.forced), chosen, cold=cold)
+        verdict = excluded.get(tier.name)
+        memory = 0
+        room = context_needed(call, len(prompt), budget, tier)
+        if verdict is None:
+            try:
+                memory = self.pool.need_bytes(tier, room)
+                fits, why = self.pool.fits(tier, room, resources)
+                verdict = None if fits else why
+            except TierwiseError as error:
+                verdict = str(error)
+        if verdict is None and budget.seconds_per_call and seconds > budget.seconds_per_call:
+            verdict = f"{seconds:.2f} s is over the {budget.seconds_per_call:.2f} s allowed"
+        if (
+            verdict is None
+            and budget.seconds_to_first_token
+            and (first > budget.seconds_to_first_token)
+        ):
+            verdict = (
+                f"{first:.2f} s to the first token, {budget.seconds_to_first_token:.2f} s allowed"
+            )
+        return Forecast(
+            tier=tier.name,
+            success=success,
+            seconds=seconds,
+            first_token_s=first,
+            memory_bytes=memory,
+            new_tokens=new,
+            cold=cold,
+            feasible=verdict is None,
+            verdict=verdict or "",
+        )
+
+    def _pinned(self, pin: str, forecasts: list[Forecast]) -> tuple[str, str, tuple[Forecast, ...]]:
+        chosen = next((f for f in forecasts if f.tier == pin), None)
+        if chosen is None or not chosen.feasible:
+            why = chosen.verdict if chosen else "it is not among the enabled tiers"
+            raise NoFeasibleTierError(
+                f"the pinned tier {pin!r} cannot answer this call: {why}. Unpin it (model=None) or "
+                "allow more."
+            )
+        return pin, f"{pin} was asked for by name", tuple(forecasts)
+
+
+def context_needed(call: Call, prompt_tokens: int, budget: Budget, tier: Tier) -> int:
+    """Context tokens that a call needs: its prompt and room for the reply.
+
+    A reply of unknown length gets `DEFAULT_REPLY_ROOM`, or what the model has left.
+    """
+    limits = [x for x in (call.max_tokens, budget.reply_tokens) if x is not None]
+    if limits:
+        return prompt_tokens + min(limits)
+    left = tier.context_tokens - prompt_tokens
+    return prompt_tokens + max(1, min(DEFAULT_REPLY_ROOM, left))
+
+
+def _kind(call: Call) -> str:
+    if call.usable_tools:
+        return "call"
+    return "schema" if call.response_schema is not None else "text"
+
+
+def _conversation(call: Call) -> str:
+    """A conversation is known by how it began: system prompt, first user turn and tools."""
+    start = [m.content for m in call.messages if m.role == "system"][:1]
+    start += [m.content for m in call.messages if m.role == "user"][:1]
+    start += [tool.name for tool in call.tools]
+    return hashlib.sha256("\0".join(start).encode()).hexdigest()

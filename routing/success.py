@@ -1,0 +1,93 @@
+"""Each tier's chance of success on a call, from what was measured when the family was built.
+
+A tier's success by grade was measured on a few dozen tasks, too few to tell close tiers apart.
+Its divergence from the base was measured on thousands of tokens. The two are joined: the
+divergence gives the prior, the tasks update it, and the result must not fall with quality.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from tierwise.routing.difficulty import GRADE_AT, choices
+from tierwise.runtime.family import Family, Tier
+
+PRIOR_TASKS = 8.0
+"""How many measured tasks the prior weighs as much as."""
+
+UNKNOWN_KL = 0.3
+"""Assumed of tiers that were never measured against the base (adopted ones)."""
+
+
+def by_quality(family: Family) -> tuple[Tier, ...]:
+    """The tiers from the furthest from the base to the nearest (ties: the larger is better)."""
+    return tuple(sorted(family.tiers, key=lambda tier: (-_kl(tier), tier.bytes)))
+
+
+def _kl(tier: Tier) -> float:
+    divergence = tier.quality.divergence
+    return UNKNOWN_KL if divergence is None else divergence.kl_mean
+
+
+class SuccessModel:
+    """Forecasts success per tier.
+
+    KL adds up over the tokens of a reply (chain rule), so that ``exp(-m * KL)`` is the geometric
+    mean by which the likelihood of the base's own reply shrinks in the tier over ``m`` choices.
+    It serves as the prior for the share of the best tier's success that the tier keeps.
+    """
+
+    def __init__(self, family: Family) -> None:
+        self._tiers = by_quality(family)
+        best = self._tiers[-1]
+        self._table = self._grades(best)
+
+    def _grades(self, best: Tier) -> dict[str, tuple[float, ...]]:
+        """Success of every tier (in order of quality) at each grade."""
+        out: dict[str, tuple[float, ...]] = {}
+        for grade, at in GRADE_AT.items():
+            reference, _ = _measured(best, grade)
+            if reference is None:
+                reference = 0.5
+            means, weights = [], []
+            for tier in self._tiers:
+                prior = reference * math.exp(-choices(at) * (_kl(tier) - _kl(best)))
+                value, n = _measured(tier, grade)
+                mean = (PRIOR_TASKS * prior + n * (value or 0.0)) / (PRIOR_TASKS + n)
+                means.append(mean)
+                weights.append(PRIOR_TASKS + n)
+            out[grade] = tuple(isotonic(means, weights))
+        return out
+
+    def __call__(self, difficulty: float) -> Mapping[str, float]:
+        """Chance of success by tier name, at a difficulty in 0..1."""
+        grades = list(GRADE_AT)
+        points = [GRADE_AT[grade] for grade in grades]
+        return {
+            tier.name: float(
+                np.interp(difficulty, points, [self._table[grade][index] for grade in grades])
+            )
+            for index, tier in enumerate(self._tiers)
+        }
+
+
+def _measured(tier: Tier, grade: str) -> tuple[float | None, int]:
+    tools = tier.quality.tools
+    if tools is None or grade not in tools.by_grade:
+        return None, 0
+    estimate = tools.by_grade[grade]
+    return estimate.value, estimate.n
+
+
+def isotonic(values: Sequence[float], weights: Sequence[float]) -> list[float]:
+    """The nearest non-decreasing sequence (pool adjacent violators, weighted least squares)."""
+    blocks: list[tuple[float, float, int]] = []
+    for value, weight in zip(values, weights, strict=True):
+        blocks.append((value, weight, 1))
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            (v1, w1, n1), (v2, w2, n2) = blocks[-2:]
+            blocks[-2:] = [((v1 * w1 + v2 * w2) / (w1 + w2), w1 + w2, n1 + n2)]
+    return [value for value, _, count in blocks for _ in range(count)]
