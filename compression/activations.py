@@ -9,6 +9,7 @@ comes each layer's block influence, 1 − cos(input, output) (Men et al., arXiv 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -75,13 +76,24 @@ class Activations:
     block_influence: NDArray[np.float64]
     tokens: int
 
+    @property
+    def imatrix_sha256(self) -> str:
+        """Of the importance matrix: tensor names and values."""
+        digest = hashlib.sha256()
+        for name, values in sorted(self.imatrix.items()):
+            digest.update(name.encode() + b"\0" + values.tobytes())
+        return digest.hexdigest()
+
     def save(self, path: Path) -> None:
         """Writes them as a NumPy archive, whole or not at all."""
         part = path.with_name(path.name + ".part")
-        with disk_full_named(path), part.open("wb") as file:
-            arrays: dict[str, Any] = {f"{_PREFIX}{k}": v for k, v in self.imatrix.items()}
-            np.savez(file, tokens=self.tokens, influence=self.block_influence, **arrays)
-        part.replace(path)
+        arrays: dict[str, Any] = {f"{_PREFIX}{k}": v for k, v in self.imatrix.items()}
+        try:
+            with disk_full_named(path), part.open("wb") as file:
+                np.savez(file, tokens=self.tokens, influence=self.block_influence, **arrays)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def load_activations(path: Path) -> Activations | None:
@@ -130,9 +142,11 @@ def observe(
             if not tokens:
                 continue
             context.truncate(0)
-            context.decode(tokens, 0)
-            if collector.error is not None:
-                raise collector.error
+            try:
+                context.decode(tokens, 0)
+            finally:
+                if collector.error is not None:
+                    raise collector.error
             total += len(tokens)
             if progress is not None:
                 progress(f"{total:,} tokens", (number + 1) / len(documents))
@@ -148,7 +162,7 @@ class _Collector:
         self._cosines: dict[int, float] = {}
         self._cosine_counts: dict[int, int] = {}
         self._hidden: tuple[int, NDArray[np.float32]] | None = None
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.callback = lib.ggml_backend_sched_eval_callback(self._on_node)
 
     def _on_node(self, pointer: int, ask: bool, _user_data: Any) -> bool:
@@ -161,7 +175,7 @@ class _Collector:
                     self._add_input(weight, tensor.src[1].contents)
                 elif layer is not None:
                     self._add_hidden(layer, _rows(tensor))
-        except UnsupportedModelError as error:
+        except BaseException as error:  # noqa: BLE001 - ctypes would print it and go on
             self.error = error
             return False
         return weight is not None or layer is not None if ask else True

@@ -1,4 +1,4 @@
-"""What a family remembers of the model it was made from."""
+"""What a family remembers of the model it was made from, and what its tiers must share."""
 
 from __future__ import annotations
 
@@ -26,15 +26,8 @@ def describe_base(source: BaseSource) -> tuple[Base, str]:
             it has no chat template.
     """
     with Model(source.gguf, no_alloc=True) as model:
-        if not lib.llama_model_has_decoder(model.handle) or lib.llama_model_has_encoder(
-            model.handle
-        ):
-            raise UnsupportedModelError(
-                f"{source.spec!r} has architecture {model.architecture!r}, which is not a "
-                "decoder-only language model; Tierwise builds families of those"
-            )
-        ChatTemplate.of(model)
-        file_type = _TYPE_NAMES.get(model.metadata.get("general.file_type", ""), "mixed")
+        chat_template_of(model, source.spec)
+        file_type = file_type_of(model)
         template = model.chat_template or ""
         base = Base(
             name=source.name,
@@ -47,13 +40,32 @@ def describe_base(source: BaseSource) -> tuple[Base, str]:
             vocab_size=model.vocab_size,
             licence=source.licence,
             dequantized_from=None if file_type in FULL_PRECISION else file_type,
-            tokenizer_sha256=_tokenizer_hash(model),
+            tokenizer_sha256=tokenizer_hash(model),
             chat_template_sha256=hashlib.sha256(template.encode()).hexdigest(),
         )
     return base, file_type
 
 
-def _tokenizer_hash(model: Model) -> str:
+def chat_template_of(model: Model, name: str) -> ChatTemplate:
+    """The template of a model that can be a tier: a decoder that answers messages.
+
+    Raises:
+        UnsupportedModelError: It is no decoder-only model, or has no chat template that works.
+    """
+    if not lib.llama_model_has_decoder(model.handle) or lib.llama_model_has_encoder(model.handle):
+        raise UnsupportedModelError(
+            f"{name!r} has architecture {model.architecture!r}, which is not a decoder-only "
+            "language model; Tierwise builds families of those"
+        )
+    return ChatTemplate.of(model)
+
+
+def file_type_of(model: Model) -> str:
+    """llama.cpp's file type, e.g. "Q4_K_M"; "mixed" where the file names none that is known."""
+    return _TYPE_NAMES.get(model.metadata.get("general.file_type", ""), "mixed")
+
+
+def tokenizer_hash(model: Model) -> str:
     """Over every token's text in order; tiers can share a conversation only if it is equal."""
     digest = hashlib.sha256(model.metadata.get("tokenizer.ggml.pre", "").encode())
     for token in range(model.vocab_size):

@@ -42,6 +42,7 @@ class _Made(Record):
     sha256: str
     bytes: int
     tensor_types: dict[str, int]
+    imatrix_sha256: str | None
 
 
 class _Done(Record):
@@ -147,7 +148,9 @@ class _Build:
             return known
         with self.reporter.stage("Observing activations") as progress:
             documents = self.measure.documents("calibration", tokens)
-            found = observe(self.gguf, documents, threads=self.threads, progress=progress)
+            found = interruptible(
+                lambda: observe(self.gguf, documents, threads=self.threads, progress=progress)
+            )
         found.save(store)
         return found
 
@@ -170,10 +173,12 @@ class _Build:
             for place in (file, self.out / f"{candidate.name}.gguf"):
                 if place.is_file() and FileHashes.shared().sha256(place) == record.sha256:
                     return _Artifact(candidate, record, place)
+        imatrix = seen.imatrix if self.config.imatrix and candidate.quantization != "copy" else None
         with self.reporter.stage(f"Making {candidate.name}") as progress:
             kinds: dict[str, int] = {}
             if candidate.quantization == "copy":
-                link_or_copy(self.gguf, file)
+                # The hub's cache holds symbolic links, and a hard link of one leads nowhere.
+                link_or_copy(self.gguf.resolve(), file)
             else:
                 kinds = interruptible(
                     lambda: quantize(
@@ -181,13 +186,18 @@ class _Build:
                         file,
                         candidate.quantization,
                         pruned_layers=candidate.pruned_layers or (),
-                        imatrix=seen.imatrix if self.config.imatrix else None,
+                        imatrix=imatrix,
                         threads=self.threads,
                         progress=progress,
                     )
                 )
             sha256 = FileHashes.shared().sha256(file)
-        record = _Made(sha256=sha256, bytes=file.stat().st_size, tensor_types=kinds)
+        record = _Made(
+            sha256=sha256,
+            bytes=file.stat().st_size,
+            tensor_types=kinds,
+            imatrix_sha256=seen.imatrix_sha256 if imatrix else None,
+        )
         self.stages.save("tier", key, record)
         return _Artifact(candidate, record, file)
 
@@ -233,6 +243,7 @@ class _Build:
                 origin="built",
                 quantization=self.file_type if copied else candidate.quantization,
                 pruned_layers=candidate.pruned_layers or (),
+                imatrix_sha256=made.imatrix_sha256,
                 tensor_types=made.tensor_types,
             ),
             quality=quality,
@@ -250,7 +261,7 @@ class _Build:
         (self.out / MANIFEST).unlink(missing_ok=True)
         for tier, file in tiers:
             place = self.out / tier.file
-            if file != place:
+            if not (place.exists() and file.samefile(place)):
                 link_or_copy(file, place)
         family.save(self.out)
         for leftover in self.stages.folder.glob("tier-*.gguf*"):

@@ -42,9 +42,10 @@ def split_front(
                 f"{min_top1:.0%} are asked for"
             )
     alive = [tier for tier in tiers if tier.name not in dropped]
+    rivals = {tier.name: [other for other in alive if _beats(other, tier)] for tier in alive}
     for tier in alive:
-        rival = next((other for other in alive if _beats(other, tier)), None)
-        if rival is not None:
+        if rivals[tier.name]:
+            rival = min(rivals[tier.name], key=lambda other: len(rivals[other.name]))
             dropped[tier.name] = (
                 f"{rival.name} beats it: {rival.bytes / 1e6:,.0f} against "
                 f"{tier.bytes / 1e6:,.0f} MB, {rival.seconds:.2f} against {tier.seconds:.2f} s "
@@ -66,7 +67,7 @@ def _beats(a: Measured, b: Measured) -> bool:
 
 
 def _most_replaceable(front: Sequence[Measured]) -> Measured:
-    """The tier that would be missed least, never the one of best quality or the fastest.
+    """The tier that would be missed least, never the one of best quality, and the fastest last.
 
     Whoever needs a tier's quality would take, without it, another that is no further from the
     base; the regret is by how much that one is slower and larger.
@@ -75,7 +76,9 @@ def _most_replaceable(front: Sequence[Measured]) -> Measured:
         min(front, key=lambda tier: tier.kl).name,
         min(front, key=lambda tier: tier.seconds).name,
     }
-    free = [tier for tier in front if tier.name not in anchors] or list(front)[1:]
+    free = [tier for tier in front if tier.name not in anchors]
+    if not free:  # one is asked for, so the fastest goes too
+        free = sorted(front, key=lambda tier: tier.kl)[1:]
 
     def regret(tier: Measured) -> float:
         stand_ins = [other for other in front if other is not tier and other.kl <= tier.kl]

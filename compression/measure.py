@@ -25,6 +25,41 @@ SUITE_CONTEXT = 4096
 _HELD_OUT_SEED = 1_000_000  # added to the config's, so that suite and held-out text differ
 
 
+def profile_of(name: str, file: Path, *, threads: int, reporter: Reporter) -> Profile:
+    """A tier's speed and memory on this machine, measured unless that was done already."""
+    sha256 = FileHashes.shared().sha256(file)
+    known = load_profile(sha256)
+    if known is not None and known.threads == threads:
+        return known
+    with reporter.stage(f"Speed of {name}") as progress:
+        profile = measure_profile(file, sha256, threads=threads, progress=progress)
+    save_profile(profile)
+    return profile
+
+
+def success_of(
+    name: str,
+    file: Path,
+    *,
+    tasks: int,
+    seed: int,
+    context_tokens: int,
+    threads: int,
+    reporter: Reporter,
+) -> SuiteResult:
+    """A tier's success on so many tasks of the tool-calling suite.
+
+    Args:
+        context_tokens: That the model was trained for; at most `SUITE_CONTEXT` are used.
+    """
+    with (
+        reporter.stage(f"Tool tasks with {name}") as progress,
+        LoadedTier(file, n_ctx=min(SUITE_CONTEXT, context_tokens), threads=threads) as tier,
+    ):
+        suite = generate_tasks(tasks, seed=seed, split="test")
+        return measure_success(tier, suite, seed=seed, progress=progress)
+
+
 class Measurements:
     """Divergence, speed and task success of GGUF files.
 
@@ -86,7 +121,8 @@ class Measurements:
         with self._reporter.stage("Reading held-out text with the base") as progress:
             texts = self.documents("test", limit, seed_offset=_HELD_OUT_SEED)
             with Model(self._gguf, vocab_only=True) as model:
-                documents = take_tokens([model.tokenize(text) for text in texts], limit)
+                longest = self._base.context_tokens
+                documents = take_tokens([model.tokenize(text)[:longest] for text in texts], limit)
             return BaseDistribution(
                 self._gguf,
                 documents,
@@ -97,14 +133,7 @@ class Measurements:
 
     def profile(self, name: str, file: Path) -> Profile:
         """Speed and memory on this machine."""
-        sha256 = FileHashes.shared().sha256(file)
-        known = load_profile(sha256)
-        if known is not None and known.threads == self._threads:
-            return known
-        with self._reporter.stage(f"Speed of {name}") as progress:
-            profile = measure_profile(file, sha256, threads=self._threads, progress=progress)
-        save_profile(profile)
-        return profile
+        return profile_of(name, file, threads=self._threads, reporter=self._reporter)
 
     def success(self, name: str, file: Path) -> SuiteResult:
         """Success on the tool-calling suite."""
@@ -113,13 +142,15 @@ class Measurements:
         known = self._stages.load("tools", key, SuiteResult)
         if known is not None:
             return known
-        context = min(SUITE_CONTEXT, self._base.context_tokens)
-        with (
-            self._reporter.stage(f"Tool tasks with {name}") as progress,
-            LoadedTier(file, n_ctx=context, threads=self._threads) as tier,
-        ):
-            tasks = generate_tasks(size, seed=seed, split="test")
-            result = measure_success(tier, tasks, seed=seed, progress=progress)
+        result = success_of(
+            name,
+            file,
+            tasks=size,
+            seed=seed,
+            context_tokens=self._base.context_tokens,
+            threads=self._threads,
+            reporter=self._reporter,
+        )
         self._stages.save("tools", key, result)
         return result
 
@@ -131,6 +162,7 @@ class Measurements:
             while True:
                 tasks = generate_tasks(size, seed=self._config.seed + seed_offset, split=split)
                 texts = chat_documents(tasks, template)
-                if sum(len(model.tokenize(text)) for text in texts) >= tokens:
+                longest = self._base.context_tokens
+                if sum(min(longest, len(model.tokenize(text))) for text in texts) >= tokens:
                     return texts
                 size *= 2

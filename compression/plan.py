@@ -61,8 +61,14 @@ def plan_tiers(source: Path, *, file_type: str, layers: int, config: BuildConfig
     Raises:
         ConfigError: Nothing fits ``config.max_bytes``; says what the smallest would take.
     """
-    recipes = config.candidates or _default_recipes(file_type)
+    recipes = config.candidates or _default_recipes(file_type, layers)
     sized = [_size(source, recipe, file_type, layers) for recipe in recipes]
+    names = [candidate.name for candidate in sized]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(
+            f"the recipe has more than one tier called {', '.join(map(repr, twice))}; give each "
+            "a name of its own"
+        )
     skipped: dict[str, str] = {}
     fitting = []
     for candidate in sized:
@@ -84,14 +90,19 @@ def plan_tiers(source: Path, *, file_type: str, layers: int, config: BuildConfig
     return Plan(tuple(fitting), skipped)
 
 
-def _default_recipes(file_type: str) -> list[TierRecipe]:
+def _default_recipes(file_type: str, layers: int) -> list[TierRecipe]:
     copies = [] if file_type in FULL_PRECISION else [TierRecipe(quantization="copy")]
     types = [TierRecipe(quantization=name) for name in LADDER if name != file_type]
-    return [*copies, *types, TierRecipe(quantization="Q8_0", prune=PRUNE_SHARE)]
+    pruned = [TierRecipe(quantization="Q8_0", prune=PRUNE_SHARE)]
+    return [*copies, *types, *(pruned if _prune_count(layers, PRUNE_SHARE) else [])]
+
+
+def _prune_count(layers: int, share: float) -> int:
+    """How many layers a share is; one between the protected ones stays."""
+    return min(round(layers * share), max(0, layers - 2 * PROTECTED - 1))
 
 
 def _size(source: Path, recipe: TierRecipe, file_type: str, layers: int) -> Candidate:
-    prunable = range(PROTECTED, layers - PROTECTED)
     if isinstance(recipe.prune, tuple):
         wrong = [layer for layer in recipe.prune if not 0 <= layer < layers]
         if wrong:
@@ -99,7 +110,7 @@ def _size(source: Path, recipe: TierRecipe, file_type: str, layers: int) -> Cand
         chosen: tuple[int, ...] | None = tuple(sorted(set(recipe.prune)))
         count = len(chosen or ())
     else:
-        count = min(round(layers * recipe.prune), max(0, len(prunable) - 1))
+        count = _prune_count(layers, recipe.prune)
         chosen = None if count else ()
     if recipe.quantization == "copy":
         name, size = file_type.lower(), source.stat().st_size
@@ -108,7 +119,7 @@ def _size(source: Path, recipe: TierRecipe, file_type: str, layers: int) -> Cand
     else:
         name = recipe.quantization.lower()
         # All layers of a decoder are of one size, so any will do until they are chosen.
-        layers_out = chosen if chosen is not None else tuple(prunable)[:count]
+        layers_out = chosen if chosen is not None else range(PROTECTED, PROTECTED + count)
         size = plan_quantization(source, recipe.quantization, pruned_layers=layers_out).bytes
     if count:
         name = f"d{layers - count}-{name}"

@@ -27,7 +27,7 @@ class TierRecipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     quantization: str
-    name: str = ""
+    name: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63})?$")
     prune: Annotated[float, Field(ge=0, le=0.5)] | tuple[int, ...] = 0.0
 
     @field_validator("quantization")
@@ -81,13 +81,18 @@ class BuildConfig(BaseModel):
         """
         file = Path(path)
         try:
-            data = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+            data = yaml.safe_load(file.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise ConfigError(f"there is no recipe file {str(file)!r}") from error
+        except OSError as error:
+            raise ConfigError(f"recipe {str(file)!r} cannot be read: {error}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"recipe {str(file)!r} is not valid YAML: {error}") from error
-        if not isinstance(data, dict):
-            raise ConfigError(f"recipe {str(file)!r} must be a mapping such as `tiers: 3`")
+        data = {} if data is None else data
+        if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+            raise ConfigError(
+                f"recipe {str(file)!r} must be a mapping such as `tiers: 3`, not {data!r}"
+            )
         return cls.make(**(data | {k: v for k, v in overrides.items() if v is not None}))
 
     @classmethod

@@ -54,16 +54,19 @@ class BaseDistribution:
         nll = 0.0
         with Model(base) as model, disk_full_named(store):
             self.vocab_size = model.vocab_size
-            with store.open("wb") as file:
-                file.truncate(count * self.vocab_size * 2)
-            self._rows = np.memmap(
-                store, dtype=np.float16, mode="r+", shape=(count, self.vocab_size)
-            )
-            for row, logits, following in _batches(model, documents, threads, progress):
-                logprobs = _log_softmax(logits)
-                # float16 ends at -65,504; log-probabilities stay far above that.
-                self._rows[row : row + len(logprobs)] = logprobs
-                nll += _nll(logprobs, following)
+            try:
+                # Written as a file, read as a memory map: writing through a map kills the process
+                # (SIGBUS) when the disk is full.
+                with store.open("wb") as file:
+                    for _, logits, following in _batches(model, documents, threads, progress):
+                        logprobs = _log_softmax(logits)
+                        # float16 ends at -65,504; log-probabilities stay far above that.
+                        file.write(logprobs.astype(np.float16).data)
+                        nll += _nll(logprobs, following)
+            except BaseException:
+                store.unlink(missing_ok=True)
+                raise
+        self._rows = np.memmap(store, dtype=np.float16, mode="r", shape=(count, self.vocab_size))
         self.perplexity = math.exp(nll / self._predicted)
 
     @property

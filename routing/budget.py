@@ -39,3 +39,12 @@ class Budget(BaseModel):
             raise ConfigError(
                 f"budget {where!r} cannot be {first['input']!r}: {first['msg']}"
             ) from error
+
+    def after(self, seconds: float) -> Budget:
+        """What is left of it once so much time has passed."""
+        limits = {
+            "seconds_per_call": self.seconds_per_call,
+            "seconds_to_first_token": self.seconds_to_first_token,
+        }
+        left = {k: max(1e-6, v - seconds) for k, v in limits.items() if v is not None}
+        return self.model_copy(update=left)

@@ -7,6 +7,7 @@ has left the reply stands; tool calls are held until they are verified.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -25,6 +26,7 @@ from tierwise.runtime.errors import (
     NoFeasibleTierError,
     OutOfMemoryError,
 )
+from tierwise.runtime.pool import WAIT_S
 
 logger = logging.getLogger("tierwise.routing")
 
@@ -141,10 +143,12 @@ def stream_answer(
     unreachable: dict[str, str] = {}
     above: str | None = None
     shown = False
+    began = time.monotonic()
     deadline = None if call.timeout_s is None else time.monotonic() + call.timeout_s
     while True:
         try:
-            decision = router.decide(call, budget=budget, above=above, without=unreachable, pin=pin)
+            left = budget.after(time.monotonic() - began) if attempts or unreachable else budget
+            decision = router.decide(call, budget=left, above=above, without=unreachable, pin=pin)
         except NoFeasibleTierError as error:
             if attempts:  # nobody above can take it: what we have stands
                 break
@@ -156,10 +160,13 @@ def stream_answer(
             reason = f"escalated from {above}: {attempts[-1].problem}"
             decision = replace(decision, reason=reason)
         try:
+            blank = ""  # a reply that never gets beyond white space may still be given up
             for text in (run := _Run(router, call, decision, budget, deadline)):
-                if not hold:
-                    shown = shown or bool(text.strip())
-                    yield text
+                blank += text
+                if not hold and (shown or blank.strip()):
+                    shown = True
+                    yield blank
+                    blank = ""
             attempt = run.attempt()
         except UNREACHABLE as error:
             logger.warning("tier %s is out of reach: %s", decision.tier, error)
@@ -171,7 +178,7 @@ def stream_answer(
         above = decision.tier
         if not attempt.problem or shown or pin is not None or not router.better_than(above):
             break
-    if _repeats_itself(call, attempts[-1]):
+    if _repeats_itself(call, attempts[-1]) and not call.must_call:
         # No tier sees that the tool has answered: have the result told in words, else the
         # agent would ask the same for ever.
         final = attempts[-1].decision
@@ -209,13 +216,18 @@ class _Run:
         call, decision = self._call, self._decision
         tier = self._router.family.tier(decision.tier)
         room = context_needed(call, decision.prompt_tokens, self._budget, tier)
-        with self._router.pool.acquire(tier, context_tokens=room) as lease:
+        wait = min(WAIT_S, self._left())
+        with self._router.pool.acquire(tier, context_tokens=room, timeout_s=wait) as lease:
             if self._deadline is not None:
-                call = replace(call, timeout_s=max(0.0, self._deadline - time.monotonic()))
+                call = replace(call, timeout_s=self._left())
             with closing(lease.tier.stream(call)) as stream:
                 yield from stream
                 reply = stream.reply()
         self._done = reply, time.perf_counter() - began, lease.events
+
+    def _left(self) -> float:
+        """Seconds to the deadline; infinite without one."""
+        return math.inf if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
     def attempt(self) -> Attempt:
         """What came of it; only after the iteration has ended."""

@@ -70,10 +70,13 @@ def _leaves(schema: Any) -> int:
     """Values that a reply to this schema has to hold (definitions and choices add up)."""
     if not isinstance(schema, Mapping):
         return 0
-    parts = [*schema.get("properties", {}).values(), schema.get("items")]
-    for several in ("anyOf", "oneOf", "allOf"):
-        parts.extend(schema.get(several, ()))
-    parts.extend(schema.get("$defs", {}).values())
+    parts: list[Any] = []
+    for name in ("properties", "$defs", "definitions"):
+        named = schema.get(name)
+        parts.extend(named.values() if isinstance(named, Mapping) else ())
+    for name in ("items", "prefixItems", "anyOf", "oneOf", "allOf"):
+        several = schema.get(name)
+        parts.extend(several if isinstance(several, list | tuple) else [several])
     below = sum(_leaves(part) for part in parts)
     is_value = schema.get("type") not in ("object", "array", None) or "enum" in schema
     return below + (1 if is_value else 0)

@@ -38,10 +38,7 @@ def feasible_first(
     """
     feasible = [f for f in forecasts if f.feasible]
     if not feasible:
-        needs = "; ".join(
-            f"{f.tier}: {f.verdict} (needs {show_bytes(f.memory_bytes)}, {f.seconds:.2f} s)"
-            for f in forecasts
-        )
+        needs = "; ".join(f"{f.tier}: {f.verdict} (needs {_need(f)})" for f in forecasts)
         raise NoFeasibleTierError(
             f"no tier fits the budget and what the machine can spare now. {needs}. Allow more "
             "memory or time, shorten the conversation, or build a smaller tier."
@@ -73,6 +70,12 @@ def feasible_first(
             )
             chosen = stay
     return chosen.tier, reason, tuple(_judge(f, chosen, floor) for f in forecasts)
+
+
+def _need(forecast: Forecast) -> str:
+    seconds = f"{forecast.seconds:.2f} s"
+    known = forecast.memory_bytes > 0  # not of a file that is gone
+    return f"{show_bytes(forecast.memory_bytes)}, {seconds}" if known else seconds
 
 
 def _judge(forecast: Forecast, chosen: Forecast, floor: float) -> Forecast:

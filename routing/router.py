@@ -14,11 +14,17 @@ from tierwise.routing.difficulty import DifficultyEstimator, structural_difficul
 from tierwise.routing.policy import Policy, feasible_first
 from tierwise.routing.success import SuccessModel, by_quality
 from tierwise.runtime.chat import Call, Usage
-from tierwise.runtime.errors import ContextOverflowError, NoFeasibleTierError, TierwiseError
+from tierwise.runtime.errors import (
+    ConfigError,
+    ContextOverflowError,
+    NoFeasibleTierError,
+    TierwiseError,
+)
 from tierwise.runtime.family import Family, Tier
 from tierwise.runtime.pool import Pool
 from tierwise.runtime.profile import Profile, family_profiles
 from tierwise.runtime.resources import ResourceProbe, Resources, probe
+from tierwise.runtime.units import show_bytes
 
 DEFAULT_REPLY_ROOM = 1024
 """Tokens of context kept free for a reply of unknown length."""
@@ -48,8 +54,11 @@ class Router:
         difficulty: 0..1 for a call.
         policy: Chooses among the forecasts.
         probe: What the machine has now.
-        profiles: Speed by tier name; those measured on this machine by default.
+        profiles: Speed by tier name, instead of what was measured on this machine.
         tiers: Names of the tiers that may be used; all by default.
+
+    Raises:
+        ConfigError: ``tiers`` is empty or names a tier that the family has not.
     """
 
     def __init__(
@@ -70,10 +79,12 @@ class Router:
         self._difficulty = difficulty
         self._policy = policy
         self._probe = probe
-        self._profiles = dict(profiles or family_profiles(family))
+        self._profiles = {**family_profiles(family), **(profiles or {})}
         self._success = SuccessModel(family)
         enabled = None if tiers is None else {family.tier(name).name for name in tiers}
         self.tiers = tuple(t for t in by_quality(family) if enabled is None or t.name in enabled)
+        if not self.tiers:
+            raise ConfigError("tiers=[] leaves no tier to route to; leave it out to use all")
         self._lock = threading.Lock()
         self._current: OrderedDict[str, str] = OrderedDict()
         self._lengths = {
@@ -101,17 +112,20 @@ class Router:
 
         Raises:
             NoFeasibleTierError: No tier fits; lists what each would need.
-            ContextOverflowError: The prompt is longer than any tier's context.
+            ContextOverflowError: Prompt and reply are longer than any tier's context.
             ConfigError: ``pin`` or ``above`` names no tier.
         """
         budget = budget or self.budget
         resources = self._probe()
         prompt = self.pool.prompt(call)
-        longest = max(tier.context_tokens for tier in self.tiers)
-        if len(prompt) >= longest:
+        longest = max(self.tiers, key=lambda tier: tier.context_tokens)
+        room = context_needed(call, len(prompt), budget, longest)
+        if room > longest.context_tokens:
             raise ContextOverflowError(
-                f"the prompt has {len(prompt):,} tokens; the longest context of this family's "
-                f"tiers is {longest:,}. Shorten the conversation or the tools."
+                f"the prompt has {len(prompt):,} tokens and the reply may have "
+                f"{room - len(prompt):,}; the longest context of the enabled tiers is "
+                f"{longest.context_tokens:,}. Shorten the conversation or the tools, or lower "
+                "max_tokens."
             )
         difficulty = self._difficulty(call)
         success = self._success(difficulty)
@@ -153,6 +167,7 @@ class Router:
     ) -> dict[str, str]:
         excluded = dict.fromkeys(without, "out of reach")
         if above is not None:
+            self.family.tier(above)  # raises for an unknown name
             better = {tier.name for tier in self.better_than(above)}
             excluded |= {
                 t.name: f"no better than {above}" for t in self.tiers if t.name not in better
@@ -173,8 +188,11 @@ class Router:
         excluded: Mapping[str, str],
     ) -> Forecast:
         profile = self._profiles[tier.name]
-        cold = tier.name not in self.pool.resident()
-        new = len(prompt) - self.pool.cached_prefix(tier, prompt)
+        room = context_needed(call, len(prompt), budget, tier)
+        resident = self.pool.resident().get(tier.name)
+        # A tier whose context is too small is opened anew, and has nothing cached then.
+        cold = resident is None or resident.context_tokens < room
+        new = len(prompt) - (0 if cold else self.pool.cached_prefix(tier, prompt))
         length = self._lengths[_kind(call)]
         limit = min(x for x in (call.max_tokens, budget.reply_tokens, 1 << 30) if x is not None)
         chosen = min(length.chosen, limit)
@@ -183,7 +201,6 @@ class Router:
         seconds = profile.seconds(new + round(length.forced), chosen, cold=cold)
         verdict = excluded.get(tier.name)
         memory = 0
-        room = context_needed(call, len(prompt), budget, tier)
         if verdict is None:
             try:
                 memory = self.pool.need_bytes(tier, room)
@@ -191,6 +208,8 @@ class Router:
                 verdict = None if fits else why
             except TierwiseError as error:
                 verdict = str(error)
+        if verdict is None and budget.memory is not None and memory > budget.memory:
+            verdict = f"{show_bytes(memory)} is over the {show_bytes(budget.memory)} allowed"
         if verdict is None and budget.seconds_per_call and seconds > budget.seconds_per_call:
             verdict = f"{seconds:.2f} s is over the {budget.seconds_per_call:.2f} s allowed"
         if (

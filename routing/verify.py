@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from tierwise.runtime.chat import Call, Message, Reply, ToolCall
 
@@ -20,7 +22,9 @@ LOOP_RATIO = 0.22
 """Text that deflates to less than this share of its length repeats itself: English prose of a
 few hundred characters stays above 0.45."""
 
-LOOP_LENGTH = 160
+LOOP_LENGTH, LOOP_TAIL = 160, 320
+"""Bytes: shorter texts are not judged, and of longer ones only the end. Loops seldom end, and
+the longer a table is, the better it deflates."""
 
 
 def says_something(call: Call, reply: Reply) -> str | None:
@@ -39,18 +43,22 @@ def is_whole(call: Call, reply: Reply) -> str | None:
     structured = call.response_schema is not None
     if reply.finish_reason == "length" and (structured or call.must_call):
         return "the structured reply was cut off by the token limit"
+    if structured and not call.must_call and not _is_json(reply.text):
+        return "the structured reply was cut off"
     if call.usable_tools and not structured and reply.text.lstrip().startswith(("{", "<tool_call")):
         return "a tool call that was cut off or cannot be read"
     return None
 
 
 def does_not_loop(call: Call, reply: Reply) -> str | None:
-    """Text or arguments that go round in circles."""
-    del call
-    texts = [reply.text, *(json.dumps(dict(c.arguments)) for c in reply.tool_calls)]
+    """Text or arguments that go round in circles. Names of JSON properties do not count: a list
+    of records repeats them rightly."""
+    structured = call.response_schema is not None and _is_json(reply.text)
+    texts = [" ".join(_leaves(json.loads(reply.text))) if structured else reply.text]
+    texts += [" ".join(_leaves(value)) for c in reply.tool_calls for value in c.arguments.values()]
     for text in texts:
-        raw = text.encode()
-        if len(raw) >= LOOP_LENGTH and len(zlib.compress(raw)) < LOOP_RATIO * len(raw):
+        end = text.encode(errors="replace")[-LOOP_TAIL:]
+        if len(end) >= LOOP_LENGTH and len(zlib.compress(end)) < LOOP_RATIO * len(end):
             return "the reply repeats itself"
     return None
 
@@ -67,23 +75,24 @@ def is_new(call: Call, reply: Reply) -> str | None:
 def is_grounded(call: Call, reply: Reply) -> str | None:
     """A number, or a name, in the arguments that the conversation never mentions.
 
-    Values from an ``enum`` and booleans are choices, not copies, and single digits are often
-    counted or rounded; they are left alone. Text counts as unknown when most of its words occur
-    neither in the conversation nor in the tools' descriptions.
+    Values that the schema lists, booleans and null are choices, not copies, and single digits
+    are often counted or rounded; they are left alone. So are words in capitals, which are codes
+    and key words (EUR, SELECT). Text counts as unknown when most of its words occur neither in
+    the conversation nor in what the tools' descriptions and schemas say.
     """
     if not reply.tool_calls:
         return None
-    known = _words(" ".join(m.content for m in call.messages))
-    known |= {word for tool in call.usable_tools for word in _words(tool.description)}
+    texts = [m.content for m in call.messages]
+    texts += [t.description for t in call.usable_tools]
+    texts += [text for t in call.usable_tools for text in _said(t.parameters)]
+    known = _words("\n".join(texts))
     for wanted in reply.tool_calls:
-        tool = next((t for t in call.usable_tools if t.name == wanted.name), None)
-        schemas = tool.parameters.get("properties", {}) if tool else {}
         for name, value in wanted.arguments.items():
-            if "enum" in schemas.get(name, {}) or isinstance(value, (bool, dict, list)):
+            if value is None or isinstance(value, (bool, dict, list)):
                 continue
-            words = _words(str(value))
+            words = _words(_CODE.sub(" ", str(value)))
             unknown = [w for w in words if w not in known and not _is_small_number(w)]
-            if words and len(unknown) > len(words) / 2:
+            if len(unknown) > len(words) / 2:
                 return f"{name}={value!r} of {wanted.name} is nowhere in the conversation"
     return None
 
@@ -120,9 +129,60 @@ def _same(a: ToolCall, b: ToolCall) -> bool:
     return a.name == b.name and dict(a.arguments) == dict(b.arguments)
 
 
+# Scripts without spaces, and Korean, whose words carry endings: each letter counts as a word.
+_DENSE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7ff\U00020000-\U0003ffff"
+_WORD = re.compile(rf"[{_DENSE}]|[^\W\d_{_DENSE}]+|\d+")
+_GROUPED = re.compile(r"(?<=\d)[,.'’ \u00a0\u202f](?=\d{3}(?!\d))")
+_CODE = re.compile(r"\b[A-Z]{2,}\b")
+
+
 def _words(text: str) -> set[str]:
-    return set(re.findall(r"[a-z]+|\d+", text.lower()))
+    """Words without case and accents, and numbers with and without their thousands marks."""
+    plain = unicodedata.normalize("NFKD", text.casefold())
+    plain = "".join(c for c in plain if not unicodedata.category(c).startswith("M"))
+    plain = unicodedata.normalize("NFC", plain)
+    found = [*_WORD.findall(plain), *re.findall(r"\d+", _GROUPED.sub("", plain))]
+    return {_number(word) if word.isdecimal() else word for word in found}
+
+
+def _number(digits: str) -> str:
+    """In ASCII and without leading zeros ("05" of a date is 5)."""
+    return "".join(str(unicodedata.decimal(digit)) for digit in digits).lstrip("0") or "0"
 
 
 def _is_small_number(word: str) -> bool:
-    return word.isdigit() and len(word) == 1
+    return word.isdecimal() and len(word) == 1
+
+
+def _said(schema: Any) -> Iterator[str]:
+    """Descriptions and listed values of a schema, at any depth."""
+    if isinstance(schema, Mapping):
+        for name, part in schema.items():
+            if name in ("description", "enum", "const", "default") and not isinstance(part, dict):
+                yield json.dumps(part, ensure_ascii=False)
+            else:
+                yield from _said(part)
+    elif isinstance(schema, list | tuple):
+        for part in schema:
+            yield from _said(part)
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    """The values in JSON, without the names of properties. No recursion: a model may nest deeply."""
+    parts = [value]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, Mapping):
+            parts.extend(reversed([*part.values()]))
+        elif isinstance(part, list | tuple):
+            parts.extend(reversed(part))
+        else:
+            yield str(part)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True

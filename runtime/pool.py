@@ -11,28 +11,24 @@ import logging
 import threading
 import time
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Self
 
 from tierwise.runtime.chat import Call
-from tierwise.runtime.chat_template import ChatTemplate
 from tierwise.runtime.errors import (
     CallTimeoutError,
     ConfigError,
     ContextOverflowError,
     EngineClosedError,
-    FamilyError,
-    FamilyIncompleteError,
-    ModelError,
     OutOfMemoryError,
     TierwiseError,
 )
 from tierwise.runtime.family import Family, Tier
-from tierwise.runtime.llama import Model
+from tierwise.runtime.lease import Entry, Lease, ResidentTier, megabytes
 from tierwise.runtime.loaded_tier import LoadedTier
 from tierwise.runtime.memory import predict_memory
 from tierwise.runtime.resources import ResourceProbe, Resources, probe
+from tierwise.runtime.vocabulary import Vocabulary, usable_file
 
 log = logging.getLogger("tierwise.pool")
 
@@ -45,72 +41,6 @@ MARGIN_SHARE, MARGIN_BYTES = 0.05, 64 * 2**20
 process takes during a call."""
 
 WAIT_S = 300.0
-
-
-@dataclass(frozen=True, slots=True)
-class ResidentTier:
-    """A tier in memory: its context, its predicted bytes, and how many leases hold it."""
-
-    context_tokens: int
-    bytes: int
-    leases: int
-
-
-@dataclass(slots=True, eq=False)
-class _Entry:
-    name: str
-    tier: LoadedTier
-    bytes: int
-    holders: list[int] = field(default_factory=list)  # the thread of each lease
-    growers: int = 0  # threads that wait to reopen it with a larger context
-    last_used: float = 0.0
-
-    def __str__(self) -> str:
-        return f"{self.name} ({_mb(self.bytes)})"
-
-
-class Lease:
-    """A loaded tier that stays loaded until `release`. Use as a context manager.
-
-    Args:
-        tier: The tier, ready to answer.
-        cold: Whether it had to be loaded for this lease.
-        load_s: Seconds that loading took; 0 if it was resident.
-        events: What the pool did for it, in English, e.g. "unloaded q8_0 (193 MB) to make room".
-    """
-
-    def __init__(
-        self, pool: Pool, entry: _Entry, *, load_s: float | None, events: tuple[str, ...]
-    ) -> None:
-        self.tier = entry.tier
-        self.cold = load_s is not None
-        self.load_s = load_s or 0.0
-        self.events = events
-        self._pool = pool
-        self._entry: _Entry | None = entry
-        self._thread = threading.get_ident()
-
-    def release(self) -> None:
-        """Lets the tier go; it stays loaded until its memory is wanted. Safe to call twice."""
-        with self._pool._changed:
-            entry, self._entry = self._entry, None
-            if entry is None:
-                return
-            entry.holders.remove(self._thread)
-            entry.last_used = time.monotonic()
-            self._pool._changed.notify_all()
-            left_behind = self._pool._closed and not entry.holders
-        if left_behind:
-            entry.tier.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-    def __del__(self) -> None:
-        self.release()
 
 
 class Pool:
@@ -140,12 +70,11 @@ class Pool:
         self._cap = memory_bytes
         self._probe = probe
         self._threads = threads or probe().threads
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
         self._changed = threading.Condition()  # guards all below; its lock is reentrant
         self._loading = False
         self._closed = False
-        self._prompting = threading.Lock()
-        self._vocabulary: tuple[Model, ChatTemplate] | None = None
+        self._vocabulary = Vocabulary(family)
 
     def acquire(self, tier: Tier | str, *, context_tokens: int, timeout_s: float = WAIT_S) -> Lease:
         """Leases a tier with room for ``context_tokens``, loading it if need be.
@@ -191,7 +120,7 @@ class Pool:
         if isinstance(tier, str):
             tier = self.family.tier(tier)
         n_ctx = rounded_context(tier, context_tokens)
-        return predict_memory(self._file(tier), n_ctx).total_bytes
+        return predict_memory(usable_file(self.family, tier), n_ctx).total_bytes
 
     def fits(self, tier: Tier | str, context_tokens: int, resources: Resources) -> tuple[bool, str]:
         """Whether `acquire` would succeed under ``resources``, and why, in English.
@@ -216,11 +145,11 @@ class Pool:
                 freed.add(own)
             now, most = self._room(resources, ()), self._room(resources, freed)
         if need <= now:
-            return True, f"{tier.name} needs {_mb(need)} of {_mb(now)} free"
+            return True, f"{tier.name} needs {megabytes(need)} of {megabytes(now)} free"
         if need <= most:
             names = ", ".join(sorted(entry.name for entry in freed))
-            return True, f"{tier.name} needs {_mb(need)}, free once {names} is unloaded"
-        return False, f"{tier.name} needs {_mb(need)}, but only {_mb(most)} can be had"
+            return True, f"{tier.name} needs {megabytes(need)}, free once {names} is unloaded"
+        return False, f"{tier.name} needs {megabytes(need)}, but only {megabytes(most)} can be had"
 
     def resident(self) -> dict[str, ResidentTier]:
         """What is loaded, by name."""
@@ -245,12 +174,17 @@ class Pool:
             FamilyError, ModelError: No tier's vocabulary and chat template can be read.
             EngineClosedError: The pool was closed.
         """
-        with self._prompting:
-            self._check_open()
-            if self._vocabulary is None:
-                self._vocabulary = self._read_vocabulary()
-            model, template = self._vocabulary
-            return tuple(model.tokenize(template.render(call)))
+        self._check_open()
+        return self._vocabulary.prompt(call)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text, as a prompt that holds it has them; no BOS is added.
+
+        Raises:
+            FamilyError, ModelError, EngineClosedError: As in `prompt`.
+        """
+        self._check_open()
+        return self._vocabulary.tokenize(text)
 
     def close(self) -> None:
         """Unloads all tiers: idle ones now, leased ones with their last lease, because a tier
@@ -260,13 +194,12 @@ class Pool:
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self._loading)
             idle = [entry for entry in self._entries.values() if not entry.holders]
+            for entry in self._entries.values():
+                entry.orphaned = True
             self._entries.clear()
         for entry in idle:
             entry.tier.close()
-        with self._prompting:
-            if self._vocabulary is not None:
-                self._vocabulary[0].close()
-                self._vocabulary = None
+        self._vocabulary.close()
 
     def __enter__(self) -> Self:
         return self
@@ -274,7 +207,7 @@ class Pool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _wait(self, tier: Tier, n_ctx: int, timeout_s: float) -> Lease | _Entry | None:
+    def _wait(self, tier: Tier, n_ctx: int, timeout_s: float) -> Lease | Entry | None:
         """A lease where the tier is resident; else claims the one place of a loader.
 
         Returns the entry to be reopened, if there is one. Its ``growers`` keep other threads
@@ -288,7 +221,7 @@ class Pool:
                 if entry is not None and entry.tier.n_ctx >= n_ctx:
                     # Who holds a lease already may go on: its release could wait for this call.
                     if not entry.growers or threading.get_ident() in entry.holders:
-                        return self._lease(entry)
+                        return Lease(entry, self._changed, load_s=None, events=())
                     growing = None
                 elif self._loading or (entry is not None and entry.holders):
                     growing = entry
@@ -315,14 +248,14 @@ class Pool:
         """Makes room and loads. Only one thread is in here at a time."""
         need = self.need_bytes(tier, n_ctx)
         events = self._make_room(tier, n_ctx, need)
-        loaded = LoadedTier(self._file(tier), n_ctx=n_ctx, threads=self._threads)
-        events.append(f"loaded {tier.name} in {loaded.load_s:.1f} s ({_mb(need)})")
+        loaded = LoadedTier(usable_file(self.family, tier), n_ctx=n_ctx, threads=self._threads)
+        events.append(f"loaded {tier.name} in {loaded.load_s:.1f} s ({megabytes(need)})")
         log.info(events[-1])
-        entry = _Entry(tier.name, loaded, need)
+        entry = Entry(tier.name, loaded, need)
         with self._changed:
             if not self._closed:
                 self._entries[tier.name] = entry
-                return self._lease(entry, load_s=loaded.load_s, events=tuple(events))
+                return Lease(entry, self._changed, load_s=loaded.load_s, events=tuple(events))
         loaded.close()
         raise self._was_closed()
 
@@ -355,7 +288,7 @@ class Pool:
             events.append(f"unloaded {victim} {why}")
             log.info(events[-1])
 
-    def _room(self, resources: Resources, freed: Collection[_Entry]) -> int:
+    def _room(self, resources: Resources, freed: Collection[Entry]) -> int:
         """Bytes that a new tier may take once the entries ``freed`` are unloaded.
 
         With a GPU, llama.cpp puts all layers on it; the host must then have the room as well,
@@ -373,54 +306,19 @@ class Pool:
     def _out_of_memory(
         self, tier: Tier, n_ctx: int, need: int, resources: Resources
     ) -> OutOfMemoryError:
-        parts = [f"{_mb(resources.available_bytes)} of memory available now"]
+        parts = [f"{megabytes(resources.available_bytes)} of memory available now"]
         if resources.gpu_total_bytes:
-            parts.append(f"{_mb(resources.gpu_free_bytes)} of GPU memory free")
+            parts.append(f"{megabytes(resources.gpu_free_bytes)} of GPU memory free")
         if self._cap is not None:
-            parts.append(f"a cap of {_mb(self._cap)} for all tiers (memory_bytes)")
+            parts.append(f"a cap of {megabytes(self._cap)} for all tiers (memory_bytes)")
         busy = [f"{entry}" for entry in self._entries.values() if entry.holders]
         idle = [f"{entry}" for entry in self._entries.values() if not entry.holders]
         return OutOfMemoryError(
-            f"tier {tier.name!r} needs {_mb(need)} with {n_ctx:,} tokens of context; there is "
-            f"{', '.join(parts)}. Resident and in use: {', '.join(busy) or 'none'}; resident and "
-            f"idle: {', '.join(idle) or 'none'}. Use a smaller tier or context, raise the memory "
-            "budget, close other programs, or wait for the calls that run."
+            f"tier {tier.name!r} needs {megabytes(need)} with {n_ctx:,} tokens of context; there "
+            f"is {', '.join(parts)}. Resident and in use: {', '.join(busy) or 'none'}; resident "
+            f"and idle: {', '.join(idle) or 'none'}. Use a smaller tier or context, raise the "
+            "memory budget, close other programs, or wait for the calls that run."
         )
-
-    def _lease(
-        self, entry: _Entry, *, load_s: float | None = None, events: tuple[str, ...] = ()
-    ) -> Lease:
-        entry.holders.append(threading.get_ident())
-        entry.last_used = time.monotonic()
-        return Lease(self, entry, load_s=load_s, events=events)
-
-    def _file(self, tier: Tier) -> Path:
-        """The tier's file, if it still is what the manifest says."""
-        path = self.family.path(tier)
-        size = path.stat().st_size if path.is_file() else None
-        if size == tier.bytes:
-            return path
-        found = "is missing" if size is None else f"has {size:,} bytes, not {tier.bytes:,}"
-        raise FamilyIncompleteError(
-            f"tier {tier.name!r}: {str(path)!r} {found}; it was changed after the family was "
-            "loaded. Restore the file, or run `tierwise build` again with the same arguments."
-        )
-
-    def _read_vocabulary(self) -> tuple[Model, ChatTemplate]:
-        """Of the first tier whose file is usable; the first tier's error where none is."""
-        failures: list[FamilyError | ModelError] = []
-        for tier in self.family.tiers:
-            try:
-                model = Model(self._file(tier), vocab_only=True)
-            except (FamilyError, ModelError) as error:
-                failures.append(error)
-                continue
-            try:
-                return model, ChatTemplate.of(model)
-            except ModelError:
-                model.close()
-                raise
-        raise failures[0]
 
     def _check_open(self) -> None:
         if self._closed:
@@ -445,8 +343,3 @@ def rounded_context(tier: Tier, context_tokens: int) -> int:
         )
     power = 1 << max(0, context_tokens - 1).bit_length()
     return min(max(SMALLEST_CONTEXT, power), tier.context_tokens)
-
-
-def _mb(count: int) -> str:
-    """Bytes in megabytes (10**6), with a decimal where they are few."""
-    return f"{count / 1e6:,.0f} MB" if count >= 10_000_000 else f"{count / 1e6:.1f} MB"

@@ -28,7 +28,7 @@ class Sampler:
                 lib.llama_sampler_init_min_p(sampling.min_p, 1),
                 lib.llama_sampler_init_temp(sampling.temperature),
                 lib.llama_sampler_init_dist(
-                    _NO_SEED if sampling.seed is None else sampling.seed & 0xFFFFFFFF
+                    _NO_SEED if sampling.seed is None else sampling.seed % _NO_SEED
                 ),
             ):
                 lib.llama_sampler_chain_add(self._chain, part)

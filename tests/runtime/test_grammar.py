@@ -56,11 +56,10 @@ class Accepts:
 
     def __init__(self, grammars: GrammarCompiler, model: Model, constraint: Constraint | None):
         assert constraint is not None
-        self._new_matcher = lambda: grammars.matcher(constraint.lark)
-        self._model = model
+        self._grammars, self._model, self._lark = grammars, model, constraint.lark
 
     def __call__(self, reply: str) -> bool:
-        matcher = self._new_matcher()
+        matcher = self._grammars.matcher(self._lark)
         tokens = self._model.tokenize(reply, special=False)
         return matcher.try_consume_tokens(tokens) == len(tokens) and bool(matcher.is_accepting())
 
@@ -155,7 +154,8 @@ def test_a_response_schema_holds_from_the_start(accepts_value: Any) -> None:
 
 def test_any_json_will_do_for_an_empty_schema(accepts_value: Any) -> None:
     allowed = accepts_value({})
-    for value in ({}, {"a": [1, None, "ü"]}, [], "text", 3.5, None):
+    values: tuple[Any, ...] = ({}, {"a": [1, None, "ü"]}, [], "text", 3.5, None)
+    for value in values:
         assert allowed(value)
 
 
@@ -182,7 +182,9 @@ def test_a_response_may_look_like_the_beginning_of_a_call(accepts: Any, value: A
 
 
 def test_tools_without_parameters_take_none(accepts: Any) -> None:
-    for parameters in ({}, {"type": "object", "properties": {}}, {"properties": {}}):
+    empty: dict[str, Any] = {"type": "object", "properties": {}}
+    cases: list[dict[str, Any]] = [{}, empty, {"properties": {}}]
+    for parameters in cases:
         allowed = accepts(Call(AUTO.messages, (Tool("now", "", parameters),), "any"))
         assert allowed('{"name": "now", "arguments": {}}')
         assert not allowed('{"name": "now", "arguments": {"a": 1}}')
@@ -220,7 +222,13 @@ class Trip(BaseModel):
 def test_schemas_of_pydantic_compile(accepts: Any, accepts_value: Any) -> None:
     schema = Trip.model_json_schema()
     leg = {"city": "Rom", "nights": 2}
-    trip = {"kind": "trip", "legs": [leg, leg], "first": leg, "guide": None, "notes": {"a": "b"}}
+    trip: dict[str, Any] = {
+        "kind": "trip",
+        "legs": [leg, leg],
+        "first": leg,
+        "guide": None,
+        "notes": {"a": "b"},
+    }
     trip |= {"pair": [1, "x"], "parent": {"legs": [leg], "first": leg}}
     Trip.model_validate(trip)
     allowed = accepts_value(schema)

@@ -14,7 +14,6 @@ from tiny_models import CHATML_TOOLS, END, START, write_scripted_gguf, write_tin
 from tierwise.runtime.errors import (
     DamagedModelError,
     EngineError,
-    ModelError,
     ModelNotFoundError,
     UnsupportedModelError,
 )
@@ -275,7 +274,3 @@ def test_captures_nest(tiny_gguf: Path) -> None:
             assert model.load_log  # an inner capture of its own
         assert outer == heard == []
         Context(Model(tiny_gguf), 256, threads=1).close()
-
-
-def test_errors_are_of_the_tree() -> None:
-    assert issubclass(DamagedModelError, ModelError)

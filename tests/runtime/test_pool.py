@@ -331,6 +331,8 @@ def test_many_threads_under_a_tight_cap(make_pool: MakePool, family: Family) -> 
 def test_prompts_need_no_weights_and_prefixes_are_known(make_pool: MakePool) -> None:
     pool = make_pool()
     prompt = pool.prompt(CALL)
+    words = pool.tokenize("hello Paris")
+    assert words and any(list(prompt[at : at + len(words)]) == words for at in range(len(prompt)))
     assert pool.resident() == {}
     assert pool.cached_prefix("small", prompt) == 0
     with pool.acquire("small", context_tokens=10) as lease:
@@ -358,6 +360,7 @@ def test_a_family_without_chat_template_has_no_prompts(family: Family) -> None:
     with Pool(mute, probe=plenty, threads=1) as pool:
         with pytest.raises(UnsupportedModelError, match="no chat template"):
             pool.prompt(CALL)
+        assert pool.tokenize("hello")
         with pytest.raises(UnsupportedModelError, match="no chat template"):
             pool.acquire("mute", context_tokens=10)
         assert pool.resident() == {}
@@ -389,7 +392,11 @@ def test_a_closed_pool_is_closed(make_pool: MakePool) -> None:
     pool.close()
     pool.close()
     assert pool.resident() == {}
-    for action in (lambda: pool.acquire("small", context_tokens=10), lambda: pool.prompt(CALL)):
+    for action in (
+        lambda: pool.acquire("small", context_tokens=10),
+        lambda: pool.prompt(CALL),
+        lambda: pool.tokenize("hello"),
+    ):
         with pytest.raises(EngineClosedError, match="was closed"):
             action()
     with pytest.raises(EngineError, match="was closed"):

@@ -1,0 +1,423 @@
+"""The command line: parses, checks, and calls one function. Heavy imports sit in the commands."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shlex
+import sys
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from tierwise import __version__
+from tierwise.runtime.errors import TierwiseError
+
+if TYPE_CHECKING:
+    from tierwise.plugin.terminal_chat import Conversation
+    from tierwise.routing.budget import Budget
+    from tierwise.runtime.family import Family
+
+STOPPED_EXIT, ERROR_EXIT = 130, 2
+
+
+@dataclass(slots=True)
+class _State:
+    """What the command that runs has said about how it wants to fail."""
+
+    json: bool = False
+    debug: bool = False
+    when_stopped: str = "stopped"
+
+
+class _Commands(TyperGroup):
+    """Turns errors into one clear line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        ctx.obj = state = _State()
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # for terminals that have no "✓"
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            _complain(state, error, state.when_stopped, prefix="")
+            raise typer.Exit(STOPPED_EXIT) from error
+        except BrokenPipeError:
+            raise  # whoever read our output has left; typer ends quietly
+        except (TierwiseError, OSError) as error:
+            _complain(state, error, str(error))
+            raise typer.Exit(ERROR_EXIT) from error
+
+
+def _complain(state: _State, error: BaseException, message: str, prefix: str = "error: ") -> None:
+    if state.debug:
+        traceback.print_exception(error)
+    if state.json:
+        _print_json({"error": {"type": type(error).__name__, "message": message}})
+    else:
+        typer.echo(f"{prefix}{message}", err=True)
+
+
+def _print_json(document: Any) -> None:
+    typer.echo(json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False))
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Errors exit with 2 and one line on stderr; with --json, as an object "
+    '{"error": {"type", "message"}} on stdout. An interrupted command exits with 130.',
+)
+
+
+def _note_json(ctx: typer.Context, value: bool) -> bool:
+    if isinstance(ctx.obj, _State):
+        ctx.obj.json = value
+    return value
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"tierwise {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    ctx: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print it.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+) -> None:
+    """One base model in, a measured family of GGUF tiers out, and the cheapest for each call."""
+    del version
+    ctx.obj.debug = debug
+
+
+# --- options that several commands share ----------------------------------------------------
+
+AsJson = Annotated[
+    bool, typer.Option("--json", callback=_note_json, help="Print one JSON document instead.")
+]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The family's folder.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="For llama.cpp; all usable cores by default.")
+]
+BudgetSeconds = Annotated[
+    float | None, typer.Option(help="Most seconds for a call, loading included.")
+]
+BudgetMemory = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Most memory for all loaded tiers, such as 500MB or 2GiB."),
+]
+Quality = Annotated[
+    float | None,
+    typer.Option(
+        help="Floor for a tier's chance of success, as a share of the best tier's: 1 always asks "
+        "for the best, 0 takes the cheapest; 0.9 by default."
+    ),
+]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="Longest reply, in tokens.")]
+System = Annotated[str, typer.Option(help="System prompt.")]
+
+
+def _budget(seconds: float | None, memory: str | None, quality: float | None) -> Budget:
+    from tierwise.routing.budget import Budget
+
+    given = {"seconds_per_call": seconds, "memory": memory, "quality": quality}
+    return Budget(**{name: value for name, value in given.items() if value is not None})
+
+
+# --- making families ------------------------------------------------------------------------
+
+
+@app.command()
+def build(
+    ctx: typer.Context,
+    base: Annotated[
+        str,
+        typer.Argument(
+            help="A GGUF file (./model.gguf), a transformers folder, bundled:smollm2, or a "
+            "Hugging Face id (org/name, org/name@revision, org/name:file.gguf)."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the family.")],
+    tiers: Annotated[
+        int | None, typer.Option(help="How many to keep at most; 3 by default.")
+    ] = None,
+    max_bytes: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Largest file allowed, such as 2GiB.")
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="YAML file with build options; options given here win."),
+    ] = None,
+    threads: Threads = None,
+    seed: Annotated[int | None, typer.Option(help="Of all texts and tasks.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a family of tiers from one base model.
+
+    Plans candidates, quantizes and prunes, measures divergence, speed and task success, and
+    keeps the best. Stop it whenever you like: the same command goes on where it was.
+
+    JSON: as for `tierwise show`.
+    """
+    ctx.obj.when_stopped = "stopped; the same command goes on where it was"
+    from tierwise.compression.build import build_family
+    from tierwise.compression.recipe import BuildConfig
+    from tierwise.plugin.rendering import RichReporter
+
+    given = {"tiers": tiers, "max_bytes": max_bytes, "threads": threads, "seed": seed}
+    given = {name: value for name, value in given.items() if value is not None}
+    config = BuildConfig.make(**given) if recipe is None else BuildConfig.load(recipe, **given)
+    family = build_family(base, out, config, reporter=RichReporter())
+    _show_family(family, as_json, hint=True)
+
+
+@app.command()
+def adopt(
+    ctx: typer.Context,
+    folder: Folder,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file of the same base.")],
+    name: Annotated[
+        str | None, typer.Option(help="Of the tier; from the file if left out.")
+    ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure/--no-measure", help="Measure speed and task success, or leave them unknown."
+        ),
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Take a GGUF file that was made elsewhere into a family, as a further tier.
+
+    JSON: as for `tierwise show`.
+    """
+    ctx.obj.when_stopped = "stopped; the family is as it was"
+    from tierwise.compression.adopt import adopt_tier
+    from tierwise.plugin.rendering import RichReporter
+
+    family = adopt_tier(folder, file, name=name, measure=measure, reporter=RichReporter())
+    _show_family(family, as_json, hint=True)
+
+
+def _show_family(family: Family, as_json: bool, *, hint: bool = False) -> None:
+    from tierwise.plugin.rendering import family_json, make_console, print_family, say
+    from tierwise.runtime.profile import family_profiles
+
+    profiles = family_profiles(family)
+    if as_json:
+        _print_json(family_json(family, profiles))
+        return
+    console = make_console()
+    print_family(console, family, profiles)
+    if hint:
+        say(console, f"\nTry it: tierwise run {shlex.quote(os.fspath(family.folder))}")
+
+
+# --- looking at families --------------------------------------------------------------------
+
+
+@app.command("list")
+def list_families(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[PATH]...", help="Where to look, two levels deep; here if none."),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Also compare every file's hash.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the families under some folders, the damaged ones with their error.
+
+    JSON: {"families": [{"folder", "base", "tiers": [name], "total_bytes", "error"}]}, where of
+    base, tiers and total_bytes or error, either is null.
+    """
+    from tierwise.plugin.rendering import (
+        families_json,
+        families_table,
+        find_families,
+        make_console,
+        say,
+    )
+
+    places = paths or [Path()]
+    found = find_families(places, verify=verify)
+    if as_json:
+        _print_json(families_json(found))
+    elif found:
+        make_console().print(families_table(found))
+    else:
+        where = ", ".join(str(place.absolute()) for place in places)
+        say(make_console(), f"no families under {where}; `tierwise build` makes one")
+
+
+@app.command()
+def show(folder: Folder, as_json: AsJson = False) -> None:
+    """Show a family: quality, size and speed of its tiers, and where they come from.
+
+    JSON: {"folder", "created", "tierwise", "base", "total_bytes", "reference_call", "tiers",
+    "dropped"}. Each tier has "name", "path", "bytes", "layers", "quantization",
+    "kl_mean_nats", "kl_p999_nats", "top1_agreement", "perplexity", "task_success", and under
+    "this_machine": "prefill_tokens_per_s", "decode_tokens_per_s", "load_s", "resident_bytes",
+    "reference_call_s", "estimated". Shares are {"value", "n", "low", "high"}. What was not
+    measured is null.
+    """
+    from tierwise.runtime.family import Family
+
+    _show_family(Family.load(folder), as_json)
+
+
+# --- calls ----------------------------------------------------------------------------------
+
+
+@app.command()
+def run(
+    folder: Folder,
+    prompt: Annotated[str | None, typer.Option(help="Answer this one and leave.")] = None,
+    tier: Annotated[str | None, typer.Option(help="Use this tier and no other.")] = None,
+    budget_seconds: BudgetSeconds = None,
+    budget_memory: BudgetMemory = None,
+    quality: Quality = None,
+    max_tokens: MaxTokens = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest.")] = 0.0,
+    system: System = "",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Chat with a family in the terminal.
+
+    After each reply a line on stderr tells the tier, why, and predicted and actual seconds.
+    Ctrl-C stops the reply, a second one leaves. In the chat, /tier NAME uses that tier, /tier
+    chooses freely again, /explain shows the decision, /exit leaves. Where stdin is no terminal,
+    each of its lines is one turn of the conversation.
+
+    JSON: {"family", "replies": [{"prompt", "text", "finish_reason", "usage", "tier", "reason",
+    "predicted_s", "actual_s", "total_s", "escalated", "problem", "attempts", "decision"}]}.
+    """
+    from tierwise.plugin.rendering import make_console
+    from tierwise.plugin.terminal_chat import Conversation
+    from tierwise.routing.router import Router
+    from tierwise.runtime.chat import Sampling
+    from tierwise.runtime.family import Family
+    from tierwise.runtime.pool import Pool
+
+    family = Family.load(folder)
+    budget = _budget(budget_seconds, budget_memory, quality)
+    with Pool(family, memory_bytes=budget.memory, threads=threads) as pool:
+        conversation = Conversation(
+            Router(family, pool, budget),
+            system=system,
+            sampling=Sampling(temperature=temperature),
+            max_tokens=max_tokens,
+            pin=tier,
+        )
+        replies = _talk(conversation, prompt, make_console(stderr=True), as_json)
+        if as_json:
+            _print_json({"family": str(folder), "replies": replies})
+
+
+def _talk(
+    conversation: Conversation, prompt: str | None, console: Any, as_json: bool
+) -> list[dict[str, Any]]:
+    """One prompt, the lines of stdin, or a chat; the replies as JSON."""
+    from tierwise.plugin import terminal_chat as talk
+
+    show: talk.Show = (lambda _text: None) if as_json else talk.write
+    if prompt is not None:
+        answer = talk.answer_turn(conversation, prompt, console, show)
+        return [talk.answer_json(prompt, answer)]
+    if not as_json and sys.stdin.isatty() and sys.stdout.isatty():
+        talk.chat(conversation, console)
+        return []
+    answered = talk.answer_lines(conversation, sys.stdin, console, show)
+    return [talk.answer_json(line, answer) for line, answer in answered]
+
+
+@app.command()
+def explain(
+    folder: Folder,
+    prompt: Annotated[str, typer.Argument(help="The user's turn.")],
+    tools: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON list of function definitions in OpenAI's form."),
+    ] = None,
+    budget_seconds: BudgetSeconds = None,
+    budget_memory: BudgetMemory = None,
+    quality: Quality = None,
+    max_tokens: MaxTokens = None,
+    system: System = "",
+    as_json: AsJson = False,
+) -> None:
+    """Show which tier would answer a call, and why; nothing is generated.
+
+    JSON: {"tier", "reason", "difficulty", "prompt_tokens", "forecasts": [{"tier", "success",
+    "seconds", "first_token_s", "memory_bytes", "new_tokens", "cold", "feasible", "verdict"}]}.
+    """
+    from tierwise.plugin.terminal_chat import read_tools
+    from tierwise.routing.router import Router
+    from tierwise.runtime.chat import Call, Message
+    from tierwise.runtime.family import Family
+    from tierwise.runtime.pool import Pool
+
+    family = Family.load(folder)
+    budget = _budget(budget_seconds, budget_memory, quality)
+    turns = (Message("system", system),) if system else ()
+    call = Call(
+        messages=(*turns, Message("user", prompt)),
+        tools=() if tools is None else read_tools(tools),
+        max_tokens=max_tokens,
+    )
+    with Pool(family, memory_bytes=budget.memory) as pool:
+        decision = Router(family, pool, budget).decide(call)
+    if as_json:
+        _print_json(decision.to_json())
+    else:
+        typer.echo(decision.table())
+
+
+# --- the machine ----------------------------------------------------------------------------
+
+
+@app.command()
+def doctor(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="Also look at this family.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what this machine can run and what is missing, with the cure.
+
+    Exits with 1 if something fails; warnings do not count.
+
+    JSON: {"ok", "findings": [{"name", "status", "detail", "cure"}]}, status being ok, warn or
+    fail.
+    """
+    from tierwise.plugin.doctor import examine
+    from tierwise.plugin.rendering import findings_table, make_console
+
+    findings = examine(folder)
+    ok = all(finding.status != "fail" for finding in findings)
+    if as_json:
+        _print_json({"ok": ok, "findings": [asdict(finding) for finding in findings]})
+    else:
+        make_console().print(findings_table(findings))
+    if not ok:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,98 @@
+"""What all tiers of a family share: one vocabulary and one chat template, read without weights."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from tierwise.runtime.chat import Call
+from tierwise.runtime.chat_template import ChatTemplate
+from tierwise.runtime.errors import (
+    EngineClosedError,
+    FamilyError,
+    FamilyIncompleteError,
+    ModelError,
+)
+from tierwise.runtime.family import Family, Tier
+from tierwise.runtime.llama import Model
+
+
+class Vocabulary:
+    """Turns texts and calls into tokens, the same for all tiers of the family.
+
+    Reads the vocabulary of the first tier that has a usable file, at first use. Safe to use
+    from many threads.
+    """
+
+    def __init__(self, family: Family) -> None:
+        self._family = family
+        self._lock = threading.Lock()  # a model is not safe to use from two threads
+        self._model: Model | None = None
+        self._template: ChatTemplate | None = None
+        self._closed = False
+
+    def prompt(self, call: Call) -> tuple[int, ...]:
+        """The call's prompt in tokens.
+
+        Raises:
+            FamilyError, ModelError: No tier's vocabulary and chat template can be read, or the
+                template refuses the conversation.
+            EngineClosedError: It was closed.
+        """
+        with self._lock:
+            model = self._open()
+            if self._template is None:
+                self._template = ChatTemplate.of(model)
+            return tuple(model.tokenize(self._template.render(call)))
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text, as a prompt that holds it has them; no BOS is added.
+
+        Raises:
+            FamilyError, ModelError: No tier's vocabulary can be read.
+            EngineClosedError: It was closed.
+        """
+        with self._lock:
+            return self._open().tokenize(text)
+
+    def close(self) -> None:
+        """Frees the vocabulary. Safe to call twice."""
+        with self._lock:
+            self._closed = True
+            if self._model is not None:
+                self._model.close()
+                self._model = None
+
+    def _open(self) -> Model:
+        """Of the first tier whose file is usable; the first tier's error where none is."""
+        if self._closed:
+            folder = str(self._family.folder)
+            raise EngineClosedError(f"the pool of {folder!r} was closed; make a new one")
+        if self._model is not None:
+            return self._model
+        failures: list[FamilyError | ModelError] = []
+        for tier in self._family.tiers:
+            try:
+                self._model = Model(usable_file(self._family, tier), vocab_only=True)
+            except (FamilyError, ModelError) as error:
+                failures.append(error)
+                continue
+            return self._model
+        raise failures[0]
+
+
+def usable_file(family: Family, tier: Tier) -> Path:
+    """The tier's file, if it still is what the manifest says.
+
+    Raises:
+        FamilyIncompleteError: It is gone or has another size.
+    """
+    path = family.path(tier)
+    size = path.stat().st_size if path.is_file() else None
+    if size == tier.bytes:
+        return path
+    found = "is missing" if size is None else f"has {size:,} bytes, not {tier.bytes:,}"
+    raise FamilyIncompleteError(
+        f"tier {tier.name!r}: {str(path)!r} {found}; it was changed after the family was "
+        "loaded. Restore the file, or run `tierwise build` again with the same arguments."
+    )
