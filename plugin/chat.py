@@ -4,6 +4,7 @@ will do."""
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
@@ -59,7 +60,8 @@ class ChatTierwise(BaseChatModel):
         >>> model.invoke("What is the capital of Norway?").response_metadata["tier"]
 
     Args:
-        family: Folder of a family, as `tierwise build` wrote it.
+        family: Folder of a family, as `tierwise build` wrote it; ``TIERWISE_FAMILY`` where it
+            is not given.
         budget: What each call may take; can be given per call too (``invoke(…, budget=…)``).
         model: Name of a tier to use for every call; None to route.
         tiers: Names of the tiers that may be used; None for all.
@@ -72,6 +74,7 @@ class ChatTierwise(BaseChatModel):
         max_retries: Accepted for compatibility; a local tier fails for a reason that stays.
         api_key: Accepted for compatibility and never used: nothing leaves this machine.
         threads: For llama.cpp; None for all the cores that this process may use.
+        streaming: Stream inside ``invoke`` too, for callbacks that want tokens.
 
     Raises:
         FamilyError: The folder holds no usable family.
@@ -81,7 +84,7 @@ class ChatTierwise(BaseChatModel):
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
-    family: str
+    family: str = Field(default_factory=lambda: os.environ.get("TIERWISE_FAMILY", ""))
     budget: Budget = Field(default_factory=Budget)
     tier_name: str | None = Field(default=None, alias="model")
     tiers: tuple[str, ...] | None = None
@@ -96,6 +99,7 @@ class ChatTierwise(BaseChatModel):
     max_retries: int = 0
     api_key: SecretStr | None = Field(default=None, exclude=True)
     threads: int | None = Field(default=None, ge=1)
+    streaming: bool = False
 
     _lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
     _router: Router | None = PrivateAttr(default=None)
@@ -112,6 +116,10 @@ class ChatTierwise(BaseChatModel):
         """The router behind this model; loads the family (but no tier) on first use."""
         with self._lock:
             if self._router is None:
+                if not self.family:
+                    raise ConfigError(
+                        "which family? Give ChatTierwise(family=FOLDER) or set TIERWISE_FAMILY."
+                    )
                 family = Family.load(self.family)
                 pool = Pool(family, memory_bytes=self.budget.memory, threads=self.threads)
                 self._router = Router(family, pool, self.budget, tiers=self.tiers)
@@ -141,19 +149,6 @@ class ChatTierwise(BaseChatModel):
     @property
     def _llm_type(self) -> str:
         return "tierwise"
-
-    @classmethod
-    def is_lc_serializable(cls) -> bool:
-        return True
-
-    @classmethod
-    def get_lc_namespace(cls) -> list[str]:
-        return ["tierwise", "plugin", "chat"]
-
-    @property
-    def lc_attributes(self) -> dict[str, Any]:
-        # As plain data: LangChain's serializer does not know our own classes.
-        return {"budget": self.budget.model_dump(exclude_none=True)}
 
     @property
     def _identifying_params(self) -> Mapping[str, Any]:

@@ -168,7 +168,7 @@ def _said(schema: Any) -> Iterator[str]:
 
 
 def _leaves(value: Any) -> Iterator[str]:
-    """The values in JSON, without the names of properties. No recursion: a model may nest deeply."""
+    """The values in JSON, without the names of properties; no recursion, as models nest deeply."""
     parts = [value]
     while parts:
         part = parts.pop()

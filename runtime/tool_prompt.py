@@ -16,26 +16,33 @@ from tierwise.runtime.tool_format import ToolFormat
 
 # What a model is told that was never trained on tools. Small models follow examples far better
 # than rules, so a short made-up conversation shows when to call and when to answer; the same
-# for every tool choice, so that all calls of a conversation share one cached prefix.
-_PROMPT = """You are a function calling assistant. You have these functions:
+# for every tool choice, so that all calls of a conversation share one cached prefix. Of ten
+# conversations tried with SmolLM2-135M at Q8_0 this one made it call a tool on 18 of 20 requests
+# that needed one (the others: 2 to 16), and tell the result on 20 of 20; its price is that it
+# also calls one on 11 of 14 requests that need none.
+_PROMPT = """You can use these functions:
 {tools}
-Answer with a JSON object {{"name": ..., "arguments": {{...}}}} to call a function, or with \
-plain words."""
+To use a function, answer with a JSON object {{"name": ..., "arguments": {{...}}}}. When no \
+function is needed, answer with plain words."""
 _RESULT = "Result of {name}: {content}"
 _FAILURE = "Error of {name}: {content}"
 DEMONSTRATION = (
     Message("user", "Hi there!"),
     Message("assistant", "Hello! How can I help you?"),
+    Message("user", "What is the phone number of Ann Lee?"),
+    Message("assistant", tool_calls=(ToolCall("find_contact", {"name": "Ann Lee"}),)),
+    Message("tool", "555-0134", tool_name="find_contact"),
+    Message("assistant", "The phone number of Ann Lee is 555-0134."),
+    Message("user", "Tell me something about Rome."),
+    Message("assistant", "Rome is the capital of Italy."),
     Message("user", "What is the weather in Oslo?"),
     Message("assistant", tool_calls=(ToolCall("get_weather", {"city": "Oslo"}),)),
     Message("tool", "4 degrees and rain", tool_name="get_weather"),
     Message("assistant", "It is 4 degrees in Oslo, with rain."),
-    Message("user", "Tell me something about Rome."),
-    Message("assistant", "Rome is the capital of Italy."),
-    Message("user", "How much is 36 divided by 4?"),
-    Message("assistant", tool_calls=(ToolCall("divide", {"a": 36, "b": 4}),)),
-    Message("tool", "9", tool_name="divide"),
-    Message("assistant", "36 divided by 4 is 9."),
+    Message("user", "How much is 36 / 4?"),
+    Message("assistant", tool_calls=(ToolCall("solve", {"problem": "36 / 4"}),)),
+    Message("tool", "9", tool_name="solve"),
+    Message("assistant", "36 / 4 is 9."),
 )
 
 

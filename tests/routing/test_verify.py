@@ -142,8 +142,8 @@ PEOPLE = [
         ", ".join(str(number) for number in range(200)),
         "こんにちは、きょうはいいてんきですね。あしたもはれるとおもいます。らいしゅうはあめがふるかもしれ"
         "ませんので、かさをもっていってください。でんしゃはこんでいますから、はやめにでかけましょう。",
-        "Погода в Париже сегодня мягкая, над рекой облака, с запада дует лёгкий ветер. Завтра утром "
-        "будет дождь, потом солнце, а к выходным потеплеет до двадцати градусов.",
+        "Погода в Париже сегодня мягкая, над рекой облака, с запада дует лёгкий ветер. "
+        "Завтра утром будет дождь, потом солнце, а к выходным потеплеет до двадцати градусов.",
     ],
 )
 def test_text_that_goes_on(text: str) -> None:
@@ -357,7 +357,7 @@ def test_the_first_problem_is_told() -> None:
     assert verify(asked("hi"), looping, [is_grounded]).endswith("nowhere in the conversation")
     assert verify(asked("hi"), Reply("Hello!")) == ""
     assert verify(asked("hi"), Reply(), []) == ""
-    assert list(CHECKS)[0] == "says_something"
+    assert next(iter(CHECKS)) == "says_something"
 
 
 @pytest.mark.parametrize("seed", [0, 1])
