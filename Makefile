@@ -27,8 +27,10 @@ check: $(LINKED)
 	$(BIN)/python -m pytest -q tests/test_house.py
 
 bench: $(LINKED)
-	$(BIN)/python benchmarks/build.py
-	$(BIN)/python benchmarks/tool_calls.py
+	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/compression.py
+	$(BIN)/python examples/01_build_family.py
+	$(BIN)/python benchmarks/routing.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("Tierwise needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else None'

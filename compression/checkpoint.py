@@ -1,9 +1,9 @@
-"""Reads a transformers folder: config.json, *.safetensors, README.md. Runs none of its code."""
+"""What is in a model's folder: config.json, *.safetensors, README.md. Runs none of its code."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,21 @@ from typing import Any
 
 import yaml
 
-from tierwise.runtime.errors import DamagedModelError, ModelNotFoundError
+from tierwise.runtime.errors import (
+    ConfigError,
+    DamagedModelError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+)
+
+FORMS = (
+    "a GGUF file (./model.gguf), a transformers folder (./model), a bundled model "
+    "(bundled:smollm2), or a Hugging Face id (org/name, org/name@revision, org/name:file.gguf)"
+)
+"""The four ways to name a base, for messages and for the command line's help."""
+
+# Everything that `export_gguf` reads, and no pickle or code.
+CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "README.md")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -29,6 +43,39 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DamagedModelError(f"{str(path)!r} holds no JSON object. Download it again.")
     return content
+
+
+def choose_file(files: Sequence[str], where: str, how: str) -> str | None:
+    """The one GGUF file to take, or ``None`` for the transformers checkpoint.
+
+    Args:
+        files: Names relative to the folder, with forward slashes.
+        where: The folder or repository, for messages.
+        how: How to name one of its files, with ``{}`` for the file.
+    """
+    weights = [name for name in files if name.endswith(".safetensors")]
+    if "config.json" in files and any(not name.startswith("adapter_") for name in weights):
+        return None
+    ggufs = sorted(name for name in files if name.endswith(".gguf"))
+    if len(ggufs) == 1:
+        return ggufs[0]
+    if ggufs:
+        listing = "\n  ".join(how.format(name) for name in ggufs)
+        raise ConfigError(f"{where} has {len(ggufs)} GGUF files; name one of them:\n  {listing}")
+    if "adapter_config.json" in files:
+        raise UnsupportedModelError(
+            f"{where} is a LoRA adapter, not a whole model. Merge it into its base (peft's "
+            "merge_and_unload, then save_pretrained) and give that folder."
+        )
+    if any(name.endswith((".bin", ".pt", ".pth")) for name in files):
+        raise UnsupportedModelError(
+            f"{where} has its weights as pickle files (pytorch_model.bin) only, which can run "
+            "code when read. Convert them with transformers on a machine you can spare: "
+            "AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder) writes safetensors."
+        )
+    raise ModelNotFoundError(
+        f"{where} holds no model: a base needs a .gguf file, or config.json with *.safetensors."
+    )
 
 
 def licence_of(checkpoint: Path) -> str | None:

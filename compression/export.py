@@ -1,8 +1,8 @@
 """A transformers checkpoint becomes an F16 GGUF file, without a llama.cpp checkout.
 
-The shapes are those of `SHAPES`. Weights are read and written one tensor at a time, no code
-of the checkpoint is run, and the tokenizer that was written is compared with the original
-before the file gets its name.
+The shapes are those of `export_shape.SHAPES`. Weights are read and written one tensor at a
+time, no code of the checkpoint is run, and the tokenizer that was written is compared with the
+original before the file gets its name.
 """
 
 from __future__ import annotations

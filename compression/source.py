@@ -10,26 +10,20 @@ import hashlib
 import importlib.util
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from tierwise.compression.export import Progress, export_gguf, licence_of
+from tierwise.compression.checkpoint import CHECKPOINT_FILES, FORMS, choose_file, licence_of
+from tierwise.compression.export import Progress, export_gguf
+from tierwise.compression.hub import download
 from tierwise.runtime.errors import (
-    ConfigError,
     DamagedModelError,
     MissingExtraError,
     ModelNotFoundError,
     UnsupportedModelError,
 )
-from tierwise.runtime.files import disk_full_named, home
-
-FORMS = (
-    "a GGUF file (./model.gguf), a transformers folder (./model), a bundled model "
-    "(bundled:smollm2), or a Hugging Face id (org/name, org/name@revision, org/name:file.gguf)"
-)
-"""The four ways to name a base, for messages and for the command line's help."""
+from tierwise.runtime.files import home
 
 
 @dataclass(frozen=True)
@@ -75,8 +69,6 @@ BUNDLED = {
 _HUB_ID = re.compile(
     r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?(?::(?P<file>[^:\\]+\.gguf))?"
 )
-# Everything that `export_gguf` reads, and no pickle or code.
-_CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "README.md")
 # Raise it when `export_gguf` writes something else than before for the same checkpoint.
 _EXPORT_VERSION = 1
 
@@ -111,7 +103,13 @@ def resolve_base(
     if spec.strip() and (path.exists() or _is_path(spec, bool(hub))):
         return _local(spec, path, bases, progress)
     if hub:
-        return _downloaded(spec, hub["repo"], hub["revision"], hub["file"], bases, progress)
+        if progress:
+            progress(f"downloading {spec}", 0.0)
+        folder, chosen = download(spec, hub["repo"], hub["revision"], hub["file"])
+        name = hub["repo"].rpartition("/")[2]
+        if chosen is None:
+            return _from_checkpoint(spec, folder, name, bases, progress)
+        return _from_gguf(spec, folder / chosen, name, card=folder)
     raise ModelNotFoundError(f"{spec!r} names no base model. Give {FORMS}.")
 
 
@@ -152,43 +150,10 @@ def _local(spec: str, path: Path, bases: Path, progress: Progress | None) -> Bas
     if not path.exists():
         raise ModelNotFoundError(f"there is no file or folder {spec!r}. Give {FORMS}.")
     files = [file.name for file in path.iterdir() if file.is_file()]
-    chosen = _choose(files, repr(spec), "./path/to/{}")
+    chosen = choose_file(files, repr(spec), "./path/to/{}")
     if chosen is not None:
         return _from_gguf(spec, path / chosen, path.resolve().name)
     return _from_checkpoint(spec, path, path.resolve().name, bases, progress)
-
-
-def _choose(files: Sequence[str], where: str, how: str) -> str | None:
-    """The one GGUF file to take, or ``None`` for the transformers checkpoint.
-
-    Args:
-        files: Names relative to the folder, with forward slashes.
-        where: The folder or repository, for messages.
-        how: How to name one of its files, with ``{}`` for the file.
-    """
-    weights = [name for name in files if name.endswith(".safetensors")]
-    if "config.json" in files and any(not name.startswith("adapter_") for name in weights):
-        return None
-    ggufs = sorted(name for name in files if name.endswith(".gguf"))
-    if len(ggufs) == 1:
-        return ggufs[0]
-    if ggufs:
-        listing = "\n  ".join(how.format(name) for name in ggufs)
-        raise ConfigError(f"{where} has {len(ggufs)} GGUF files; name one of them:\n  {listing}")
-    if "adapter_config.json" in files:
-        raise UnsupportedModelError(
-            f"{where} is a LoRA adapter, not a whole model. Merge it into its base (peft's "
-            "merge_and_unload, then save_pretrained) and give that folder."
-        )
-    if any(name.endswith((".bin", ".pt", ".pth")) for name in files):
-        raise UnsupportedModelError(
-            f"{where} has its weights as pickle files (pytorch_model.bin) only, which can run "
-            "code when read. Convert them with transformers on a machine you can spare: "
-            "AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder) writes safetensors."
-        )
-    raise ModelNotFoundError(
-        f"{where} holds no model: a base needs a .gguf file, or config.json with *.safetensors."
-    )
 
 
 def _from_checkpoint(
@@ -206,7 +171,7 @@ def _fingerprint(folder: Path) -> str:
     """16 hex digits of the small files' content, and the weights' names, sizes and times."""
     digest = hashlib.sha256(f"export {_EXPORT_VERSION}\n".encode())
     for path in sorted(folder.iterdir()):
-        if not path.is_file() or not any(fnmatch(path.name, kind) for kind in _CHECKPOINT_FILES):
+        if not path.is_file() or not any(fnmatch(path.name, kind) for kind in CHECKPOINT_FILES):
             continue
         digest.update(f"{path.name}\n".encode())
         if path.suffix == ".safetensors":
@@ -217,9 +182,14 @@ def _fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _from_gguf(spec: str, path: Path, fallback_name: str) -> BaseSource:
+def _from_gguf(
+    spec: str, path: Path, fallback_name: str, *, card: Path | None = None
+) -> BaseSource:
+    """``card`` is the folder of the model card, where it is not the file's own."""
     metadata = check_gguf(path)
     licence = metadata.get("general.license") or licence_of(path.parent)
+    if licence is None and card is not None:
+        licence = licence_of(card)
     return BaseSource(spec, path, None, licence, metadata.get("general.name") or fallback_name)
 
 
@@ -257,118 +227,3 @@ def check_gguf(path: Path) -> dict[str, str]:
         )
     with Model(path, no_alloc=True) as model:
         return dict(model.metadata)
-
-
-# --- Hugging Face ---------------------------------------------------------------------------
-
-
-def _downloaded(
-    spec: str,
-    repo: str,
-    revision: str | None,
-    file: str | None,
-    bases: Path,
-    progress: Progress | None,
-) -> BaseSource:
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    if progress:
-        progress(f"downloading {spec}", 0.0)
-    try:
-        with disk_full_named(Path(constants.HF_HUB_CACHE)):
-            files = _list_files(repo, revision)
-            at = f"@{revision}" if revision else ""
-            chosen = _choose(files, f"{repo}{at}", f"{repo}{at}:{{}}") if file is None else file
-            if chosen is not None and chosen not in files:
-                ggufs = ", ".join(sorted(name for name in files if name.endswith(".gguf")))
-                raise ModelNotFoundError(
-                    f"{repo}{at} has no file {chosen!r}; its GGUF files are: {ggufs or 'none'}"
-                )
-            wanted = list(_CHECKPOINT_FILES) if chosen is None else [chosen, "README.md"]
-            # Folders of a repository hold other formats (onnx/, original/): the top level only.
-            wanted = [name for name in files if any(_matches(name, kind) for kind in wanted)]
-            folder = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
-    except GatedRepoError as error:
-        raise ModelNotFoundError(
-            f"{repo!r} is gated: accept its terms on https://huggingface.co/{repo}, then log in "
-            "on this machine with `hf auth login` (or set HF_TOKEN)."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ModelNotFoundError(
-            f"{repo!r} has no revision {revision!r}. Give a branch, tag or commit that it has, or "
-            f"none for the newest: {repo}"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ModelNotFoundError(
-            f"Hugging Face has no model {repo!r}, or it is private. Check the spelling; for a "
-            f"private one log in with `hf auth login`. If a file was meant: give {FORMS}."
-        ) from error
-    except HFValidationError as error:
-        raise ModelNotFoundError(
-            f"{spec!r} is no Hugging Face id: {error}. Give {FORMS}."
-        ) from error
-    except _transport_errors() as error:
-        raise ModelNotFoundError(
-            f"{repo!r} is not in the local Hugging Face cache ({constants.HF_HUB_CACHE}) and "
-            f"cannot be downloaded: {_reason(error)}. Connect (unset HF_HUB_OFFLINE), or run "
-            f"`hf download {repo}` where there is a network and give the folder it prints."
-        ) from error
-    name = repo.rpartition("/")[2]
-    if chosen is None:
-        return _from_checkpoint(spec, folder, name, bases, progress)
-    found = _from_gguf(spec, folder / chosen, name)
-    return BaseSource(spec, found.gguf, None, found.licence or licence_of(folder), found.name)
-
-
-def _transport_errors() -> tuple[type[Exception], ...]:
-    """What a failed request raises. The hub changed its HTTP library twice (requests, httpx,
-    httpx2); its own error always descends from that library's."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    parents = [parent for parent in HfHubHTTPError.__bases__ if issubclass(parent, Exception)]
-    return (OSError, *parents)
-
-
-def _matches(name: str, kind: str) -> bool:
-    return name == kind or ("/" not in name and fnmatch(name, kind))
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of what went wrong: the hub's messages run over many."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
-
-
-def _list_files(repo: str, revision: str | None) -> list[str]:
-    """The repository's files, or those of its cached copy when the hub cannot be asked."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    try:
-        siblings = HfApi().model_info(repo, revision=revision).siblings or []
-        return [sibling.rfilename for sibling in siblings]
-    except RepositoryNotFoundError:
-        raise
-    except _transport_errors():
-        snapshot = _cached_snapshot(repo, revision or "main")
-        if snapshot is None:
-            raise
-        files = (path for path in snapshot.rglob("*") if path.is_file())
-        return [str(PurePosixPath(path.relative_to(snapshot))) for path in files]
-
-
-def _cached_snapshot(repo: str, revision: str) -> Path | None:
-    """Where the hub's cache keeps that revision (models--org--name/snapshots/commit)."""
-    from huggingface_hub import constants
-
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
-    ref = folder / "refs" / revision
-    commit = ref.read_text().strip() if ref.is_file() else revision
-    snapshot = folder / "snapshots" / commit
-    return snapshot if snapshot.is_dir() else None

@@ -17,7 +17,8 @@ from tiny_models import CHATML_TOOLS, Shape, write_tiny_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tierwise.compression import export
-from tierwise.compression.export import export_gguf, licence_of
+from tierwise.compression.checkpoint import licence_of
+from tierwise.compression.export import export_gguf
 from tierwise.runtime.errors import (
     DamagedModelError,
     DiskFullError,

@@ -176,7 +176,9 @@ def test_an_empty_reply_escalates(make_router: MakeRouter) -> None:
 @pytest.fixture(scope="session")
 def babbler(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights, decoded greedily, soon go round in circles."""
-    return write_tiny_gguf(tmp_path_factory.mktemp("babbler") / "babbler.gguf", context=2048)
+    return write_tiny_gguf(
+        tmp_path_factory.mktemp("babbler") / "babbler.gguf", seed=2, layers=1, context=2048
+    )
 
 
 def test_a_reply_in_circles_escalates(make_router: MakeRouter, babbler: Path) -> None:
