@@ -49,7 +49,7 @@ def main() -> None:
 def long_call() -> Call:
     patterns = (p for domain in CATALOGS["test"].domains for p in domain.tools)
     turns = [Message("user" if turn % 2 == 0 else "assistant", TURN) for turn in range(41)]
-    tools: list[Tool] = [pattern.tool() for pattern in patterns]
+    tools: list[Tool] = [pattern.tool for pattern in patterns]
     return Call(tuple(turns), tuple(tools[:20]))
 
 

@@ -19,7 +19,6 @@ from tierwise import __version__
 from tierwise.runtime.errors import TierwiseError
 
 if TYPE_CHECKING:
-    from tierwise.plugin.terminal_chat import Conversation
     from tierwise.routing.budget import Budget
     from tierwise.runtime.family import Family
 
@@ -308,43 +307,21 @@ def run(
     JSON: {"family", "replies": [{"prompt", "text", "finish_reason", "usage", "tier", "reason",
     "predicted_s", "actual_s", "total_s", "escalated", "problem", "attempts", "decision"}]}.
     """
-    from tierwise.plugin.rendering import make_console
-    from tierwise.plugin.terminal_chat import Conversation
-    from tierwise.routing.router import Router
-    from tierwise.runtime.chat import Sampling
-    from tierwise.runtime.family import Family
-    from tierwise.runtime.pool import Pool
+    from tierwise.plugin.terminal_chat import talk
 
-    family = Family.load(folder)
-    budget = _budget(budget_seconds, budget_memory, quality)
-    with Pool(family, memory_bytes=budget.memory, threads=threads) as pool:
-        conversation = Conversation(
-            Router(family, pool, budget),
-            system=system,
-            sampling=Sampling(temperature=temperature),
-            max_tokens=max_tokens,
-            pin=tier,
-        )
-        replies = _talk(conversation, prompt, make_console(stderr=True), as_json)
-        if as_json:
-            _print_json({"family": str(folder), "replies": replies})
-
-
-def _talk(
-    conversation: Conversation, prompt: str | None, console: Any, as_json: bool
-) -> list[dict[str, Any]]:
-    """One prompt, the lines of stdin, or a chat; the replies as JSON."""
-    from tierwise.plugin import terminal_chat as talk
-
-    show: talk.Show = (lambda _text: None) if as_json else talk.write
-    if prompt is not None:
-        answer = talk.answer_turn(conversation, prompt, console, show)
-        return [talk.answer_json(prompt, answer)]
-    if not as_json and sys.stdin.isatty() and sys.stdout.isatty():
-        talk.chat(conversation, console)
-        return []
-    answered = talk.answer_lines(conversation, sys.stdin, console, show)
-    return [talk.answer_json(line, answer) for line, answer in answered]
+    replies = talk(
+        folder,
+        _budget(budget_seconds, budget_memory, quality),
+        prompt=prompt,
+        tier=tier,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        system=system,
+        threads=threads,
+        silent=as_json,
+    )
+    if as_json:
+        _print_json({"family": str(folder), "replies": replies})
 
 
 @app.command()
@@ -367,22 +344,10 @@ def explain(
     JSON: {"tier", "reason", "difficulty", "prompt_tokens", "forecasts": [{"tier", "success",
     "seconds", "first_token_s", "memory_bytes", "new_tokens", "cold", "feasible", "verdict"}]}.
     """
-    from tierwise.plugin.terminal_chat import read_tools
-    from tierwise.routing.router import Router
-    from tierwise.runtime.chat import Call, Message
-    from tierwise.runtime.family import Family
-    from tierwise.runtime.pool import Pool
+    from tierwise.plugin.terminal_chat import decide
 
-    family = Family.load(folder)
     budget = _budget(budget_seconds, budget_memory, quality)
-    turns = (Message("system", system),) if system else ()
-    call = Call(
-        messages=(*turns, Message("user", prompt)),
-        tools=() if tools is None else read_tools(tools),
-        max_tokens=max_tokens,
-    )
-    with Pool(family, memory_bytes=budget.memory) as pool:
-        decision = Router(family, pool, budget).decide(call)
+    decision = decide(folder, prompt, budget, tools=tools, max_tokens=max_tokens, system=system)
     if as_json:
         _print_json(decision.to_json())
     else:

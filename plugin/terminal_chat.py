@@ -12,11 +12,15 @@ from typing import Any
 
 from rich.console import Console
 
-from tierwise.plugin.rendering import say
+from tierwise.plugin.rendering import make_console, say
+from tierwise.routing.budget import Budget
 from tierwise.routing.cascade import Answer, stream_answer
+from tierwise.routing.decision import Decision
 from tierwise.routing.router import Router
 from tierwise.runtime.chat import Call, Message, Sampling, Tool
 from tierwise.runtime.errors import ConfigError, TierwiseError
+from tierwise.runtime.family import Family
+from tierwise.runtime.pool import Pool
 
 COMMANDS = "/tier NAME uses that tier, /tier chooses freely again, /explain shows why, /exit leaves"
 
@@ -50,7 +54,7 @@ class Conversation:
         self.pin: str | None = None
         self.last: Answer | None = None
         self._call = Call(
-            messages=(Message("system", system),) if system else (),
+            messages=_opening(system),
             sampling=sampling or Sampling(),
             max_tokens=max_tokens,
         )
@@ -201,6 +205,86 @@ def write(text: str) -> None:
     """Puts a piece of a reply on standard output at once, without control characters."""
     sys.stdout.write(text.translate(_CONTROLS))
     sys.stdout.flush()
+
+
+def talk(
+    folder: Path,
+    budget: Budget,
+    *,
+    prompt: str | None = None,
+    tier: str | None = None,
+    max_tokens: int | None = None,
+    temperature: float = 0.0,
+    system: str = "",
+    threads: int | None = None,
+    silent: bool = False,
+) -> list[dict[str, Any]]:
+    """Answers one prompt, else chats at the terminal, else answers the lines of stdin.
+
+    Args:
+        folder: Of the family.
+        silent: Shows no replies and does not chat; summaries go to stderr all the same.
+
+    Returns:
+        The replies as `answer_json` has them; none of a chat.
+
+    Raises:
+        TierwiseError: The family is not usable, or a turn cannot be answered.
+        KeyboardInterrupt: Where it is no chat, at once; in a chat as `chat` says.
+    """
+    family = Family.load(folder)
+    console = make_console(stderr=True)
+    show = _nowhere if silent else write
+    with Pool(family, memory_bytes=budget.memory, threads=threads) as pool:
+        conversation = Conversation(
+            Router(family, pool, budget),
+            system=system,
+            sampling=Sampling(temperature=temperature),
+            max_tokens=max_tokens,
+            pin=tier,
+        )
+        if prompt is not None:
+            return [answer_json(prompt, answer_turn(conversation, prompt, console, show))]
+        if not silent and sys.stdin.isatty() and sys.stdout.isatty():
+            chat(conversation, console)
+            return []
+        answered = answer_lines(conversation, sys.stdin, console, show)
+        return [answer_json(line, answer) for line, answer in answered]
+
+
+def _nowhere(text: str) -> None:
+    del text
+
+
+def decide(
+    folder: Path,
+    prompt: str,
+    budget: Budget,
+    *,
+    tools: Path | None = None,
+    max_tokens: int | None = None,
+    system: str = "",
+) -> Decision:
+    """Which tier would answer a call; nothing is generated.
+
+    Args:
+        tools: File for `read_tools`.
+
+    Raises:
+        TierwiseError: The family or the file is not usable, or no tier can answer.
+    """
+    family = Family.load(folder)
+    call = Call(
+        messages=(*_opening(system), Message("user", prompt)),
+        tools=() if tools is None else read_tools(tools),
+        max_tokens=max_tokens,
+    )
+    with Pool(family, memory_bytes=budget.memory) as pool:
+        return Router(family, pool, budget).decide(call)
+
+
+def _opening(system: str) -> tuple[Message, ...]:
+    return (Message("system", system),) if system else ()
 
 
 def read_tools(file: Path) -> tuple[Tool, ...]:

@@ -49,6 +49,7 @@ def write_tiny_gguf(
     heads: int = 4,
     kv_heads: int = 2,
     ffn: int = 128,
+    experts: int = 0,
     context: int = 512,
     architecture: str = "llama",
     file_type: Literal["F16", "F32"] = "F16",
@@ -60,6 +61,7 @@ def write_tiny_gguf(
     Args:
         path: Where to write; folders are made.
         seed: Of the weights. The same arguments give the same file, byte by byte.
+        experts: A mixture of so many, two of them active; 0 for a plain feed-forward.
         width: Hidden size; K-quants need ``width`` and ``ffn`` to be multiples of 256.
         architecture: Written as given, so that an unknown one can be tried too.
     """
@@ -87,10 +89,15 @@ def write_tiny_gguf(
             f"blk.{layer}.attn_v.weight": matrix(kv_heads * head, width),
             f"blk.{layer}.attn_output.weight": matrix(width, heads * head),
             f"blk.{layer}.ffn_norm.weight": np.ones(width, np.float32),
-            f"blk.{layer}.ffn_gate.weight": matrix(ffn, width),
-            f"blk.{layer}.ffn_up.weight": matrix(ffn, width),
-            f"blk.{layer}.ffn_down.weight": matrix(width, ffn),
         }
+        for part, rows, columns in (("gate", ffn, width), ("up", ffn, width), ("down", width, ffn)):
+            if experts:
+                stack = [matrix(rows, columns) for _ in range(experts)]
+                tensors[f"blk.{layer}.ffn_{part}_exps.weight"] = np.stack(stack)
+            else:
+                tensors[f"blk.{layer}.ffn_{part}.weight"] = matrix(rows, columns)
+        if experts:
+            tensors[f"blk.{layer}.ffn_gate_inp.weight"] = matrix(experts, width)
     numbers: dict[str, int | float] = {
         "vocab_size": size,
         "context_length": context,
@@ -103,6 +110,8 @@ def write_tiny_gguf(
         "rope.freq_base": 10000.0,
         "attention.layer_norm_rms_epsilon": 1e-5,
     }
+    if experts:
+        numbers |= {"expert_count": experts, "expert_used_count": 2}
     return write_gguf(
         path,
         vocabulary,

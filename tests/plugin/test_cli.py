@@ -495,6 +495,11 @@ app()
 """
 
 
+READLINE_S = 0.5
+"""CPython's readline hears a Ctrl-C that comes between its prompt and its select() only at the
+next key. No person is that quick."""
+
+
 class Terminal:
     """A command on a pseudo-terminal; ``seen`` is what a person would have read."""
 
@@ -572,9 +577,11 @@ def test_ctrl_c_stops_the_reply_and_a_second_one_leaves(family: Path) -> None:
         shown.type("/explain\n")  # any other line in between, and it is a first one again
         shown.wait_for("nothing was asked yet")
         shown.wait_for("> ")
+        time.sleep(READLINE_S)
         shown.type("\x03")
         shown.wait_for("Ctrl-C once more leaves")
         shown.wait_for("> ")
+        time.sleep(READLINE_S)
         shown.type("\x03")
         assert shown.process.wait(timeout=60) == 130
 
