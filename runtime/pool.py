@@ -76,7 +76,14 @@ class Pool:
         self._closed = False
         self._vocabulary = Vocabulary(family)
 
-    def acquire(self, tier: Tier | str, *, context_tokens: int, timeout_s: float = WAIT_S) -> Lease:
+    def acquire(
+        self,
+        tier: Tier | str,
+        *,
+        context_tokens: int,
+        memory_bytes: int | None = None,
+        timeout_s: float = WAIT_S,
+    ) -> Lease:
         """Leases a tier with room for ``context_tokens``, loading it if need be.
 
         Idle tiers are unloaded to make room, the least recently used first. A resident tier
@@ -86,6 +93,7 @@ class Pool:
         Args:
             tier: The tier, or its name.
             context_tokens: Prompt plus reply; rounded up by `rounded_context`.
+            memory_bytes: A cap for this call, where it is lower than the pool's own.
             timeout_s: How long to wait for leases and for loads by other threads.
 
         Raises:
@@ -99,11 +107,13 @@ class Pool:
         if isinstance(tier, str):
             tier = self.family.tier(tier)
         n_ctx = rounded_context(tier, context_tokens)
+        cap = self._lower_cap(memory_bytes)
         ready = self._wait(tier, n_ctx, timeout_s)
         if isinstance(ready, Lease):
+            self._shrink(tier, cap)
             return ready
         try:
-            return self._load(tier, n_ctx)
+            return self._load(tier, n_ctx, cap)
         finally:
             with self._changed:
                 self._loading = False
@@ -122,11 +132,18 @@ class Pool:
         n_ctx = rounded_context(tier, context_tokens)
         return predict_memory(usable_file(self.family, tier), n_ctx).total_bytes
 
-    def fits(self, tier: Tier | str, context_tokens: int, resources: Resources) -> tuple[bool, str]:
+    def fits(
+        self,
+        tier: Tier | str,
+        context_tokens: int,
+        resources: Resources,
+        memory_bytes: int | None = None,
+    ) -> tuple[bool, str]:
         """Whether `acquire` would succeed under ``resources``, and why, in English.
 
         Memory that unloading idle tiers would free counts as free.
         """
+        cap = self._lower_cap(memory_bytes)
         if isinstance(tier, str):
             tier = self.family.tier(tier)
         try:
@@ -139,11 +156,13 @@ class Pool:
         with self._changed:
             own = self._entries.get(tier.name)
             if own is not None and own.tier.n_ctx >= n_ctx:
+                if cap is not None and own.bytes > cap:
+                    return False, f"{tier.name} holds {megabytes(own.bytes)} of {megabytes(cap)}"
                 return True, f"{tier.name} is loaded with {own.tier.n_ctx:,} tokens of context"
             freed = {entry for entry in self._entries.values() if not entry.holders}
             if own is not None:
                 freed.add(own)
-            now, most = self._room(resources, ()), self._room(resources, freed)
+            now, most = self._room(resources, (), cap), self._room(resources, freed, cap)
         if need <= now:
             return True, f"{tier.name} needs {megabytes(need)} of {megabytes(now)} free"
         if need <= most:
@@ -244,10 +263,26 @@ class Pool:
                         "more time, or release leases of it before asking for a larger context."
                     )
 
-    def _load(self, tier: Tier, n_ctx: int) -> Lease:
+    def _lower_cap(self, memory_bytes: int | None) -> int | None:
+        return min((c for c in (self._cap, memory_bytes) if c is not None), default=None)
+
+    def _shrink(self, tier: Tier, cap: int | None) -> None:
+        """Unloads other idle tiers while all together take more than ``cap``."""
+        while cap is not None:
+            with self._changed:
+                total = sum(entry.bytes for entry in self._entries.values())
+                idle = [e for e in self._entries.values() if not e.holders and e.name != tier.name]
+                if total <= cap or not idle:
+                    return
+                victim = min(idle, key=lambda entry: (entry.last_used, -entry.bytes))
+                del self._entries[victim.name]
+            victim.tier.close()
+            log.info("unloaded %s to stay within %s", victim, megabytes(cap))
+
+    def _load(self, tier: Tier, n_ctx: int, cap: int | None) -> Lease:
         """Makes room and loads. Only one thread is in here at a time."""
         need = self.need_bytes(tier, n_ctx)
-        events = self._make_room(tier, n_ctx, need)
+        events = self._make_room(tier, n_ctx, need, cap)
         loaded = LoadedTier(usable_file(self.family, tier), n_ctx=n_ctx, threads=self._threads)
         events.append(f"loaded {tier.name} in {loaded.load_s:.1f} s ({megabytes(need)})")
         log.info(events[-1])
@@ -259,7 +294,7 @@ class Pool:
         loaded.close()
         raise self._was_closed()
 
-    def _make_room(self, tier: Tier, n_ctx: int, need: int) -> list[str]:
+    def _make_room(self, tier: Tier, n_ctx: int, need: int, cap: int | None) -> list[str]:
         """Unloads idle tiers until ``need`` bytes fit; none if they cannot be made to fit.
 
         What a tier was predicted to need is taken as freed, without asking the probe again:
@@ -271,10 +306,10 @@ class Pool:
         while True:
             with self._changed:
                 idle = [entry for entry in self._entries.values() if not entry.holders]
-                if need > self._room(resources, idle):
-                    raise self._out_of_memory(tier, n_ctx, need, resources)
+                if need > self._room(resources, idle, cap):
+                    raise self._out_of_memory(tier, n_ctx, need, resources, cap)
                 own = self._entries.get(tier.name)
-                if own is None and need <= self._room(resources, ()):
+                if own is None and need <= self._room(resources, (), cap):
                     return events
                 victim = own or min(idle, key=lambda entry: (entry.last_used, -entry.bytes))
                 del self._entries[victim.name]
@@ -288,7 +323,7 @@ class Pool:
             events.append(f"unloaded {victim} {why}")
             log.info(events[-1])
 
-    def _room(self, resources: Resources, freed: Collection[Entry]) -> int:
+    def _room(self, resources: Resources, freed: Collection[Entry], cap: int | None) -> int:
         """Bytes that a new tier may take once the entries ``freed`` are unloaded.
 
         With a GPU, llama.cpp puts all layers on it; the host must then have the room as well,
@@ -299,18 +334,18 @@ class Pool:
             free = min(free, resources.gpu_free_bytes)
         free -= int(min(free * MARGIN_SHARE, MARGIN_BYTES))
         free += sum(entry.bytes for entry in freed)
-        if self._cap is None:
+        if cap is None:
             return free
-        return min(free, self._cap - sum(e.bytes for e in self._entries.values() if e not in freed))
+        return min(free, cap - sum(e.bytes for e in self._entries.values() if e not in freed))
 
     def _out_of_memory(
-        self, tier: Tier, n_ctx: int, need: int, resources: Resources
+        self, tier: Tier, n_ctx: int, need: int, resources: Resources, cap: int | None
     ) -> OutOfMemoryError:
         parts = [f"{megabytes(resources.available_bytes)} of memory available now"]
         if resources.gpu_total_bytes:
             parts.append(f"{megabytes(resources.gpu_free_bytes)} of GPU memory free")
-        if self._cap is not None:
-            parts.append(f"a cap of {megabytes(self._cap)} for all tiers (memory_bytes)")
+        if cap is not None:
+            parts.append(f"a cap of {megabytes(cap)} for all tiers (memory_bytes)")
         busy = [f"{entry}" for entry in self._entries.values() if entry.holders]
         idle = [f"{entry}" for entry in self._entries.values() if not entry.holders]
         return OutOfMemoryError(

@@ -445,3 +445,17 @@ def test_a_plain_template_is_used_as_well(family: Family) -> None:
     ):
         assert lease.tier.n_ctx == 512
         assert pool.prompt(CALL) == lease.tier.prompt(CALL)
+
+
+def test_a_call_may_bring_a_lower_cap_of_its_own(make_pool: MakePool, family: Family) -> None:
+    need = needs(family)
+    pool = make_pool()
+    for name in ("small", "middle"):
+        pool.acquire(name, context_tokens=100).release()
+    fits, why = pool.fits("large", 100, plenty(), memory_bytes=need["large"] - 1)
+    assert not fits
+    assert "large" in why
+    pool.acquire("middle", context_tokens=100, memory_bytes=need["middle"]).release()
+    assert set(pool.resident()) == {"middle"}
+    with pytest.raises(OutOfMemoryError, match="a cap of"):
+        pool.acquire("large", context_tokens=100, memory_bytes=need["large"] - 1)
