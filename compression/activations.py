@@ -87,9 +87,10 @@ class Activations:
         """Writes them as a NumPy archive, whole or not at all."""
         part = path.with_name(path.name + ".part")
         arrays: dict[str, Any] = {f"{_PREFIX}{k}": v for k, v in self.imatrix.items()}
+        arrays |= {"tokens": self.tokens, "influence": self.block_influence}
         try:
             with disk_full_named(path), part.open("wb") as file:
-                np.savez(file, tokens=self.tokens, influence=self.block_influence, **arrays)
+                np.savez(file, sha256=self.imatrix_sha256, **arrays)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -98,10 +99,11 @@ class Activations:
 def load_activations(path: Path) -> Activations | None:
     """What `Activations.save` wrote; None where there is nothing, or something damaged."""
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             names = [name for name in data.files if name.startswith(_PREFIX)]
             imatrix = {name.removeprefix(_PREFIX): data[name] for name in names}
-            return Activations(imatrix, data["influence"], int(data["tokens"]))
+            found = Activations(imatrix, data["influence"], int(data["tokens"]))
+            return found if found.imatrix_sha256 == str(data["sha256"]) else None
     except Exception:  # noqa: BLE001 - a damaged archive fails in a dozen ways, down to TypeError
         return None
 

@@ -197,11 +197,12 @@ def _placed(path: Path, target: Path) -> Iterator[None]:
     if target.exists():
         yield
         return
-    link_or_copy(path.resolve(), target)  # a hard link of a symbolic one would lead astray
     try:
+        link_or_copy(path.resolve(), target)  # a hard link of a symbolic one would lead astray
         yield
     except BaseException:
-        target.unlink()
+        for stray in (target, target.with_name(target.name + ".part")):
+            stray.unlink(missing_ok=True)
         raise
 
 

@@ -264,6 +264,7 @@ class _Build:
             if not (place.exists() and file.samefile(place)):
                 link_or_copy(file, place)
         family.save(self.out)
-        for leftover in self.stages.folder.glob("tier-*.gguf*"):
-            leftover.unlink()
+        for leftover in self.stages.folder.iterdir():  # also those of builds that were killed
+            if leftover.suffix in (".gguf", ".part", ".f16"):
+                leftover.unlink()
         return family

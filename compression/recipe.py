@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tierwise.compression.quantize import FILE_TYPES
 from tierwise.runtime.errors import ConfigError
-from tierwise.runtime.units import Bytes
+from tierwise.runtime.units import Bytes, first_problem
 
 
 class TierRecipe(BaseModel):
@@ -101,8 +101,4 @@ class BuildConfig(BaseModel):
         try:
             return cls(**values)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise ConfigError(
-                f"build option {where!r} cannot be {first['input']!r}: {first['msg']}"
-            ) from error
+            raise ConfigError(first_problem(error, "build option")) from error

@@ -18,7 +18,6 @@ from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.tool import tool_call_chunk
-from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import (
     JsonOutputKeyToolsParser,
     PydanticToolsParser,
@@ -30,7 +29,11 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, field_validator
 
 from tierwise.plugin.messages import (
+    WholeJsonParser,
+    WholePydanticParser,
+    checked,
     to_ai_message,
+    to_budget,
     to_messages,
     to_schema,
     to_tool_choice,
@@ -141,8 +144,10 @@ class ChatTierwise(BaseChatModel):
     def explain(self, messages: LanguageModelInput, **kwargs: Any) -> Decision:
         """Prints how this call would be routed, tier by tier, and returns the decision."""
         prompt = self._convert_input(messages).to_messages()
-        call, budget, _ = self._call(prompt, None, kwargs)
-        return self.router.explain(call, budget=budget)
+        call, budget, pin = self._call(prompt, None, kwargs)
+        decision = self.router.decide(call, budget=budget, pin=pin)
+        print(decision.table())
+        return decision
 
     # LangChain's side
 
@@ -155,7 +160,11 @@ class ChatTierwise(BaseChatModel):
         return {
             "family": self.family,
             "model": self.tier_name,
+            "tiers": self.tiers,
             "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "min_p": self.min_p,
             "max_tokens": self.max_tokens,
             "stop": self.stop,
             "seed": self.seed,
@@ -197,17 +206,17 @@ class ChatTierwise(BaseChatModel):
         choice = to_tool_choice(given.pop("tool_choice", None), [tool.name for tool in tools])
         parallel = given.pop("parallel_tool_calls", None)
         schema = to_schema(given.pop("response_format", None))
-        budget = given.pop("budget", None) or self.budget
+        budget = to_budget(given.pop("budget", None) or self.budget)
         pin = given.pop("model", None) or self.tier_name
         sampling = Sampling(
-            temperature=_or(given.pop("temperature", None), self.temperature),
-            top_k=_or(given.pop("top_k", None), self.top_k),
-            top_p=_or(given.pop("top_p", None), self.top_p),
-            min_p=_or(given.pop("min_p", None), self.min_p),
-            seed=_or(given.pop("seed", None), self.seed),
+            temperature=self._option(given, "temperature"),
+            top_k=self._option(given, "top_k"),
+            top_p=self._option(given, "top_p"),
+            min_p=self._option(given, "min_p"),
+            seed=self._option(given, "seed"),
         )
-        max_tokens = _or(given.pop("max_tokens", None), self.max_tokens)
-        timeout = _or(given.pop("timeout", None), self.request_timeout)
+        max_tokens = self._option(given, "max_tokens")
+        timeout = self._option(given, "timeout", "request_timeout")
         for ignored in ("strict", "ls_structured_output_format", "stream", "streaming"):
             given.pop(ignored, None)
         if given:
@@ -224,10 +233,18 @@ class ChatTierwise(BaseChatModel):
             response_schema=schema,
             sampling=sampling,
             max_tokens=max_tokens,
-            stop=tuple(stop or self.stop or ()),
+            stop=(stop,) if isinstance(stop, str) else tuple(stop or self.stop or ()),
             timeout_s=timeout,
         )
-        return call, Budget(**budget) if isinstance(budget, dict) else budget, pin
+        return call, budget, pin
+
+    def _option(self, given: dict[str, Any], name: str, field: str = "") -> Any:
+        """What the call says, held to the rules of the model's own field, else that field."""
+        value = given.pop(name, None)
+        if value is None:
+            return getattr(self, field or name)
+        rule = type(self).model_fields[field or name]
+        return checked(name, value, rule.rebuild_annotation())
 
     def _generate(
         self,
@@ -238,7 +255,7 @@ class ChatTierwise(BaseChatModel):
     ) -> ChatResult:
         call, budget, pin = self._call(messages, stop, kwargs)
         result = answer(self.router, call, budget=budget, pin=pin)
-        message = to_ai_message(result.reply, _metadata(result))
+        message = to_ai_message(result)
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     def _stream(
@@ -263,7 +280,7 @@ class ChatTierwise(BaseChatModel):
                 if run_manager is not None:
                     run_manager.on_llm_new_token(text, chunk=chunk)
                 yield chunk
-        whole = to_ai_message(result.reply, _metadata(result))
+        whole = to_ai_message(result)
         last = AIMessageChunk(
             content="" if shown else whole.content,
             tool_call_chunks=[
@@ -315,7 +332,7 @@ class ChatTierwise(BaseChatModel):
         Raises:
             ConfigError: ``tool_choice`` names no tool of these.
         """
-        functions = [convert_to_openai_tool(tool) for tool in tools]
+        functions = [tool.to_openai() for tool in to_tools(tools)]
         names = [function["function"]["name"] for function in functions]
         if tool_choice is not None:
             kwargs["tool_choice"] = to_tool_choice(tool_choice, names)
@@ -363,7 +380,7 @@ class ChatTierwise(BaseChatModel):
         elif method in ("json_schema", "json_mode"):
             shape = {"type": "json_object"} if method == "json_mode" else schema
             llm = self.bind(response_format=shape, ls_structured_output_format=note)
-            parser = PydanticOutputParser(pydantic_object=model) if model else JsonOutputParser()
+            parser = WholePydanticParser(pydantic_object=model) if model else WholeJsonParser()
         else:
             raise ConfigError(
                 f"unknown method {method!r}; use json_schema, function_calling or json_mode"
@@ -377,18 +394,3 @@ class ChatTierwise(BaseChatModel):
         return RunnableMap(raw=llm) | attempt.with_fallbacks(
             [failure], exception_key="parsing_error"
         )
-
-
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value
-
-
-def _metadata(result: Answer) -> dict[str, Any]:
-    """What every reply tells of itself."""
-    return {
-        "model_provider": "tierwise",
-        "model_name": result.final.decision.tier,
-        "finish_reason": result.reply.finish_reason,
-        "confidence": round(result.reply.confidence, 4),
-        **result.to_json(),
-    }

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import (
     AIMessage,
     BaseMessage,
@@ -17,10 +18,15 @@ from langchain_core.messages import (
     ToolMessage,
 )
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
+from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
+from langchain_core.outputs import Generation
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from pydantic import TypeAdapter, ValidationError
 
-from tierwise.runtime.chat import JSONObject, Message, Reply, Role, Tool, ToolCall, Usage
+from tierwise.routing.budget import Budget
+from tierwise.routing.cascade import Answer
+from tierwise.runtime.chat import JSONObject, Message, Role, Tool, ToolCall, Usage
 from tierwise.runtime.errors import ConfigError, UnsupportedContentError
 
 _ROLES: dict[str, Role] = {
@@ -32,7 +38,12 @@ _ROLES: dict[str, Role] = {
     "ai": "assistant",
 }
 # Parts of a message that say nothing new to the model: calls are in `tool_calls` already.
-_SILENT_BLOCKS = {"reasoning", "thinking", "tool_call", "tool_use", "tool_call_chunk"}
+_SILENT_BLOCKS = {
+    *("reasoning", "thinking", "redacted_thinking"),
+    *("tool_call", "tool_call_chunk", "tool_use", "input_json_delta", "function_call"),
+}
+_SCHEMA_WORDS = {"type", "properties", "items", "enum", "const", "anyOf", "oneOf", "allOf", "$ref"}
+_SCHEMA_TYPES = {"object", "array", "string", "number", "integer", "boolean", "null"}
 
 
 def to_messages(messages: Iterable[BaseMessage]) -> tuple[Message, ...]:
@@ -106,8 +117,12 @@ def _text(message: BaseMessage) -> str:
 def to_tools(
     tools: Sequence[Mapping[str, Any] | type | Callable[..., Any] | BaseTool],
 ) -> tuple[Tool, ...]:
-    """Anything LangChain takes for a tool."""
-    functions = (convert_to_openai_tool(tool)["function"] for tool in tools)
+    """Anything LangChain takes for a tool.
+
+    Raises:
+        ConfigError: One is no tool, or one that runs on a provider's servers.
+    """
+    functions = [_function(tool) for tool in tools]
     return tuple(
         Tool(
             name=function["name"],
@@ -116,6 +131,19 @@ def to_tools(
         )
         for function in functions
     )
+
+
+def _function(tool: Any) -> dict[str, Any]:
+    try:
+        function: dict[str, Any] = convert_to_openai_tool(tool)["function"]
+        return {"name": function["name"], **function}
+    except (KeyError, TypeError, ValueError) as error:
+        reason = str(error).rstrip(".").rpartition("\n")[2]
+        raise ConfigError(
+            f"{tool!r} cannot be bound as a tool: {reason}. Use a function, a pydantic class, a "
+            "LangChain tool, or a JSON schema with a title; tools that run on a provider's "
+            "servers do not exist here."
+        ) from error
 
 
 def to_tool_choice(choice: Any, names: Sequence[str]) -> str:
@@ -160,21 +188,78 @@ def to_schema(response_format: Any) -> JSONObject | None:
         if kind == "text":
             return None
         if kind == "json_schema":
-            inner = response_format["json_schema"]
-            schema: JSONObject = inner.get("schema", inner)
-            return schema
+            inner = response_format.get("json_schema", response_format)
+            schema = inner.get("schema") if isinstance(inner, Mapping) else None
+            if isinstance(schema, Mapping):
+                return schema
+        elif _is_schema(response_format):
+            return response_format
     try:
         converted: JSONObject = convert_to_json_schema(response_format)
-    except (ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise ConfigError(
             f"response_format {response_format!r} is no JSON schema, pydantic class, or "
-            '{"type": "json_schema", …}'
+            '{"type": "json_schema", "json_schema": {"name": …, "schema": {…}}}'
         ) from error
     return converted
 
 
-def to_ai_message(reply: Reply, metadata: dict[str, Any]) -> AIMessage:
-    """The reply as LangChain wants it."""
+def _is_schema(value: Mapping[str, Any]) -> bool:
+    kind = value.get("type", "object")
+    kinds = kind if isinstance(kind, list) else [kind]
+    return bool(_SCHEMA_WORDS & value.keys()) and all(one in _SCHEMA_TYPES for one in kinds)
+
+
+def to_budget(budget: Any) -> Budget:
+    """A budget, or its fields as a dictionary.
+
+    Raises:
+        ConfigError: It is neither, or a field makes no sense.
+    """
+    if isinstance(budget, Mapping):
+        return Budget(**budget)
+    if not isinstance(budget, Budget):
+        raise ConfigError(f"budget {budget!r} is neither a Budget nor a dictionary of its fields")
+    return budget
+
+
+def checked(name: str, value: Any, kind: Any) -> Any:
+    """The value of an option, as pydantic reads it for a field of that kind.
+
+    Raises:
+        ConfigError: It is not of that kind.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise ConfigError(f"{name} cannot be {value!r}: {error.errors()[0]['msg']}") from error
+
+
+class WholeJsonParser(JsonOutputParser):
+    """Refuses JSON that was cut off, where LangChain's own would close it and go on as if it
+    were whole. What is streamed may be partial."""
+
+    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
+        if partial:
+            return super().parse_result(result, partial=True)
+        text = result[0].text
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise OutputParserException(
+                f"the reply is no whole JSON ({error}): {text!r}. If it was cut off, allow more "
+                "max_tokens.",
+                llm_output=text,
+            ) from error
+
+
+class WholePydanticParser(PydanticOutputParser[Any], WholeJsonParser):
+    """The same, for a pydantic class."""
+
+
+def to_ai_message(answer: Answer) -> AIMessage:
+    """The reply as LangChain wants it; ``response_metadata`` tells how it came about."""
+    reply = answer.reply
     return AIMessage(
         content=reply.text,
         tool_calls=[
@@ -182,7 +267,13 @@ def to_ai_message(reply: Reply, metadata: dict[str, Any]) -> AIMessage:
             for c in reply.tool_calls
         ],
         usage_metadata=to_usage(reply.usage),
-        response_metadata=metadata,
+        response_metadata={
+            "model_provider": "tierwise",
+            "model_name": answer.final.decision.tier,
+            "finish_reason": reply.finish_reason,
+            "confidence": round(reply.confidence, 4),
+            **answer.to_json(),
+        },
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tierwise.runtime.errors import ConfigError
-from tierwise.runtime.units import Bytes
+from tierwise.runtime.units import Bytes, first_problem
 
 
 class Budget(BaseModel):
@@ -34,11 +34,7 @@ class Budget(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise ConfigError(
-                f"budget {where!r} cannot be {first['input']!r}: {first['msg']}"
-            ) from error
+            raise ConfigError(first_problem(error, "budget")) from error
 
     def after(self, seconds: float) -> Budget:
         """What is left of it once so much time has passed."""

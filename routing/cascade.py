@@ -217,7 +217,9 @@ class _Run:
         tier = self._router.family.tier(decision.tier)
         room = context_needed(call, decision.prompt_tokens, self._budget, tier)
         wait = min(WAIT_S, self._left())
-        with self._router.pool.acquire(tier, context_tokens=room, timeout_s=wait) as lease:
+        with self._router.pool.acquire(
+            tier, context_tokens=room, memory_bytes=self._budget.memory, timeout_s=wait
+        ) as lease:
             if self._deadline is not None:
                 call = replace(call, timeout_s=self._left())
             with closing(lease.tier.stream(call)) as stream:

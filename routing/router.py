@@ -204,7 +204,7 @@ class Router:
         if verdict is None:
             try:
                 memory = self.pool.need_bytes(tier, room)
-                fits, why = self.pool.fits(tier, room, resources)
+                fits, why = self.pool.fits(tier, room, resources, budget.memory)
                 verdict = None if fits else why
             except TierwiseError as error:
                 verdict = str(error)

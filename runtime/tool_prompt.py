@@ -8,7 +8,7 @@ schemas and were answered no worse (SmolLM2-135M at Q8_0, 54 generated tool task
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tierwise.runtime.chat import JSONObject, Message, Tool, ToolCall
@@ -58,14 +58,19 @@ def signature(tool: Tool) -> str:
     parts = []
     for name, schema in properties.items():
         optional = "" if name in required else "?"
-        meaning = f" ({text})" if (text := schema.get("description")) else ""
+        text = schema.get("description") if isinstance(schema, Mapping) else None
+        meaning = f" ({text})" if text else ""
         parts.append(f"{name}{optional}: {_type(schema, tool.parameters)}{meaning}")
     description = " ".join(tool.description.split())
     return f"- {tool.name}({', '.join(parts)}): {description}"
 
 
-def _type(schema: JSONObject, root: JSONObject, depth: int = 0) -> str:
+def _type(schema: Any, root: JSONObject, depth: int = 0) -> str:
     """A schema in a word or a few: ``number``, ``red|green``, ``{city: string}[]``."""
+    if isinstance(schema, list):  # `items` before draft 2020-12: a schema for each place
+        return "[" + ", ".join(_type(part, root, depth + 1) for part in schema) + "]"
+    if not isinstance(schema, Mapping):  # true allows anything, false nothing
+        return "none" if schema is False else "any"
     if "$ref" in schema and depth < 8:  # a recursive schema has no finite text
         return _type(_resolve(str(schema["$ref"]), root), root, depth + 1)
     if "enum" in schema or "const" in schema:
@@ -76,7 +81,9 @@ def _type(schema: JSONObject, root: JSONObject, depth: int = 0) -> str:
             return " or ".join(_type(part, root, depth + 1) for part in schema[several])
     kind = schema.get("type", "any")
     if kind == "array":
-        return f"{_type(schema.get('items') or {}, root, depth + 1)}[]"
+        items = schema.get("prefixItems") or schema.get("items", True)
+        of = _type(items, root, depth + 1)
+        return of if isinstance(items, list) else f"{of}[]"
     if kind == "object" and schema.get("properties"):
         required = set(schema.get("required") or ())
         inner = ", ".join(

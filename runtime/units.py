@@ -1,11 +1,11 @@
-"""Sizes as people write them."""
+"""Values as people write them, and what to say when they make no sense."""
 
 from __future__ import annotations
 
 import re
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationError
 
 from tierwise.runtime.errors import ConfigError
 
@@ -33,3 +33,11 @@ Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
 def show_bytes(count: float) -> str:
     """For people: "92 MB", "1.4 GB"."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def first_problem(error: ValidationError, what: str) -> str:
+    """One sentence from pydantic's many: which field, the value given, and why it will not do."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    reason = first["msg"].removeprefix("Value error, ")
+    return f"{what} {where!r} cannot be {first['input']!r}: {reason}"

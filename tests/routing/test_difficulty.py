@@ -118,6 +118,7 @@ NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}, "v": 
     [
         {},
         {"type": "object", "properties": None},
+        {"type": "object", "properties": ["city"]},
         {"type": "object", "properties": {"any": True, "never": False}},
         {"type": "object", "properties": {"l": {"type": "array", "items": True}}},
         {"type": "object", "properties": {"l": {"type": "array", "items": False}}},
