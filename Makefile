@@ -42,6 +42,7 @@ $(STAMP): $(VENV)/bin/python constraints.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[compress,demo,dev]'
 	rm -f $(VENV)/.installed-* $(VENV)/.linked-*
 	touch $@
+	touch $(LINKED)
 
 $(LINKED): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .

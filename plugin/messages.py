@@ -43,7 +43,7 @@ _SILENT_BLOCKS = {
     *("tool_call", "tool_call_chunk", "tool_use", "input_json_delta", "function_call"),
 }
 _SCHEMA_WORDS = {"type", "properties", "items", "enum", "const", "anyOf", "oneOf", "allOf", "$ref"}
-_SCHEMA_TYPES = {"object", "array", "string", "number", "integer", "boolean", "null"}
+_SCHEMA_TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 
 
 def to_messages(messages: Iterable[BaseMessage]) -> tuple[Message, ...]:
