@@ -198,7 +198,7 @@ def _placed(path: Path, target: Path) -> Iterator[None]:
         yield
         return
     try:
-        link_or_copy(path.resolve(), target)  # a hard link of a symbolic one would lead astray
+        link_or_copy(path, target)
         yield
     except BaseException:
         for stray in (target, target.with_name(target.name + ".part")):

@@ -178,7 +178,7 @@ class _Build:
             kinds: dict[str, int] = {}
             if candidate.quantization == "copy":
                 # The hub's cache holds symbolic links, and a hard link of one leads nowhere.
-                link_or_copy(self.gguf.resolve(), file)
+                link_or_copy(self.gguf, file)
             else:
                 kinds = interruptible(
                     lambda: quantize(
@@ -249,13 +249,20 @@ class _Build:
             quality=quality,
         )
 
+    def _adopted(self, names: list[str]) -> list[Tier]:
+        """Tiers that were adopted into the family that this one replaces; they stay."""
+        before = self._existing()
+        if before is None or before.base.tokenizer_sha256 != self.base.tokenizer_sha256:
+            return []
+        return [t for t in before.tiers if t.lineage.origin == "adopted" and t.name not in names]
+
     def _publish(self, tiers: list[tuple[Tier, Path]], dropped: dict[str, str]) -> Family:
         """Puts the files in their places, then writes the manifest; then tidies up."""
         family = Family(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             tierwise=__version__,
             base=self.base,
-            tiers=tuple(tier for tier, _ in tiers),
+            tiers=(*(tier for tier, _ in tiers), *self._adopted([tier.name for tier, _ in tiers])),
             dropped=dropped,
         )
         (self.out / MANIFEST).unlink(missing_ok=True)

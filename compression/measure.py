@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
 
 from tierwise.compression.recipe import BuildConfig
@@ -158,11 +159,14 @@ class Measurements:
         """Chat-templated agent tasks with their answers, at least that many tokens together."""
         with Model(self._gguf, vocab_only=True) as model:
             template = ChatTemplate.of(model)
-            size = 16
+            longest, size = self._base.context_tokens, 16
             while True:
                 tasks = generate_tasks(size, seed=self._config.seed + seed_offset, split=split)
                 texts = chat_documents(tasks, template)
-                longest = self._base.context_tokens
-                if sum(min(longest, len(model.tokenize(text))) for text in texts) >= tokens:
-                    return texts
+                sizes = [min(longest, len(model.tokenize(text))) for text in texts]
+                enough = next(
+                    (n for n, total in enumerate(accumulate(sizes), 1) if total >= tokens), 0
+                )
+                if enough:
+                    return texts[:enough]
                 size *= 2

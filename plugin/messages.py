@@ -137,7 +137,7 @@ def _function(tool: Any) -> dict[str, Any]:
     try:
         function: dict[str, Any] = convert_to_openai_tool(tool)["function"]
         return {"name": function["name"], **function}
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = str(error).rstrip(".").rpartition("\n")[2]
         raise ConfigError(
             f"{tool!r} cannot be bound as a tool: {reason}. Use a function, a pydantic class, a "
@@ -196,7 +196,7 @@ def to_schema(response_format: Any) -> JSONObject | None:
             return response_format
     try:
         converted: JSONObject = convert_to_json_schema(response_format)
-    except (KeyError, ValueError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"response_format {response_format!r} is no JSON schema, pydantic class, or "
             '{"type": "json_schema", "json_schema": {"name": …, "schema": {…}}}'

@@ -24,7 +24,6 @@ from tierwise.runtime.family import Family, Tier
 from tierwise.runtime.pool import Pool
 from tierwise.runtime.profile import Profile, family_profiles
 from tierwise.runtime.resources import ResourceProbe, Resources, probe
-from tierwise.runtime.units import show_bytes
 
 DEFAULT_REPLY_ROOM = 1024
 """Tokens of context kept free for a reply of unknown length."""
@@ -208,8 +207,6 @@ class Router:
                 verdict = None if fits else why
             except TierwiseError as error:
                 verdict = str(error)
-        if verdict is None and budget.memory is not None and memory > budget.memory:
-            verdict = f"{show_bytes(memory)} is over the {show_bytes(budget.memory)} allowed"
         if verdict is None and budget.seconds_per_call and seconds > budget.seconds_per_call:
             verdict = f"{seconds:.2f} s is over the {budget.seconds_per_call:.2f} s allowed"
         if (

@@ -69,14 +69,19 @@ def link_or_copy(source: Path, target: Path) -> None:
     Raises:
         DiskFullError: There is no room for the copy.
     """
+    source = source.resolve()  # a hard link of a symbolic link would lead astray
     part = target.with_name(target.name + ".part")
     part.unlink(missing_ok=True)
     try:
-        os.link(source, part)
-    except OSError:
-        with disk_full_named(target):
-            shutil.copyfile(source, part)
-    part.replace(target)
+        try:
+            os.link(source, part)
+        except OSError:
+            with disk_full_named(target):
+                shutil.copyfile(source, part)
+        part.replace(target)
+    finally:
+        # Left over by a copy that failed, and by a rename onto another link of the same file.
+        part.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:

@@ -14,6 +14,7 @@ from tierwise.runtime.errors import ContextOverflowError, ToolSchemaError
 from tierwise.runtime.generation import Generated, GenerationRequest
 from tierwise.runtime.grammar import constraint_for
 from tierwise.runtime.llama import Model
+from tierwise.runtime.text_stream import TextStream
 from tierwise.runtime.tool_format import ToolFormat
 
 
@@ -30,10 +31,16 @@ class ReplyStream:
         self._reply: Reply | None = None
 
     def __iter__(self) -> Iterator[str]:
-        has_tools = bool(self._call.usable_tools)
+        if not self._call.usable_tools:
+            yield from (delta.text for delta in self._stream)
+            return
+        # A call may follow some words; from its opening tag on nothing is text.
+        words = TextStream((self._format.opening.strip(),))
         for delta in self._stream:
-            if not (has_tools and delta.constrained):
-                yield delta.text
+            if not delta.constrained and (text := words.push(delta.text.encode())):
+                yield text
+        if text := words.push(b"", final=True):
+            yield text
 
     def reply(self) -> Reply:
         """Waits for the end. Raises what `GenerationStream.result` raises."""

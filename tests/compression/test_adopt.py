@@ -344,3 +344,13 @@ def test_ctrl_c_while_measuring_leaves_the_family_as_it_was(family: Family, othe
     with pytest.raises(KeyboardInterrupt):
         adopt_tier(family.folder, other, name="five", reporter=Interrupted())
     assert snapshot(family.folder) == before
+
+
+def test_an_adopted_tier_outlives_a_rebuild(family: Family, other: Path, base: Path) -> None:
+    adopt_tier(family.folder, other, name="five", measure=False)
+    config = BuildConfig(
+        tiers=1, calibration_tokens=256, held_out_tokens=64, suite_tasks=4, threads=1
+    )
+    rebuilt = build_family(base, family.folder, config)
+    assert "five" in [tier.name for tier in rebuilt.tiers]
+    assert Family.load(family.folder).tier("five").lineage.origin == "adopted"

@@ -164,6 +164,15 @@ def test_an_answer_as_plain_data(make_router: MakeRouter) -> None:
     assert told["total_s"] >= told["actual_s"] and told["predicted_s"] > 0
 
 
+def test_the_memory_budget_of_a_call_holds_for_all_that_is_loaded(make_router: MakeRouter) -> None:
+    router = make_router(script(), script())
+    answer(router, TALK)
+    room = router.decide(TALK).forecasts[1].memory_bytes
+    result = answer(router, TALK, pin="large", budget=Budget(memory=room))
+    assert list(router.pool.resident()) == ["large"]
+    assert result.final.events[0].startswith("unloaded small ")
+
+
 # --- escalation -------------------------------------------------------------------------
 
 
@@ -353,20 +362,18 @@ def test_a_better_tier_lost_during_escalation(make_router: MakeRouter, tmp_path:
 
 
 def test_a_pinned_tier_lost_is_told_as_it_is(make_router: MakeRouter, tmp_path: Path) -> None:
-    router = make_router(script(), script())
-    real = router.pool.acquire
+    family = make_router(script(), script()).family
 
-    with pytest.MonkeyPatch.context() as patch:  # the pool itself, a moment late
+    def thief() -> Resources:  # the pool asks it when it loads, after the decision
+        (tmp_path / "family" / "small.gguf").unlink(missing_ok=True)
+        return plenty()
 
-        def late(*args: Any, **options: Any) -> Any:
-            (tmp_path / "family" / "small.gguf").unlink()
-            return real(*args, **options)
-
-        patch.setattr(router.pool, "acquire", late)
+    with Pool(family, probe=thief, threads=1) as pool:
+        router = Router(family, pool, Budget(quality=0.0), probe=plenty)
         with pytest.raises(FamilyIncompleteError, match="is missing"):
             answer(router, TALK, pin="small")
-    with pytest.raises(NoFeasibleTierError, match="the pinned tier 'small'"):
-        answer(router, TALK, pin="small")
+        with pytest.raises(NoFeasibleTierError, match="the pinned tier 'small'"):
+            answer(router, TALK, pin="small")
 
 
 def test_an_engine_that_was_closed_is_passed_over(make_router: MakeRouter) -> None:
@@ -464,7 +471,7 @@ def test_time_also_runs_while_waiting_for_a_tier(make_router: MakeRouter, tmp_pa
     router = make_router(path)
     with router.pool.acquire("small", context_tokens=2048), ThreadPoolExecutor(1) as other:
         wants_more = replace(TALK, max_tokens=4000, timeout_s=0.2)
-        with pytest.raises(CallTimeoutError, match=r"could not be had .* in 0\.\d+ s"):
+        with pytest.raises(CallTimeoutError, match=r"could not be had .* in 0"):
             other.submit(answer, router, wants_more).result()
 
 

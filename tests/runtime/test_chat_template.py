@@ -191,7 +191,7 @@ def test_a_native_template_gets_tools_and_calls_as_data() -> None:
         '<|im_start|>assistant\n<tool_call>\n{"name": "get_weather", "arguments": '
         '{"city": "Köln"}}\n</tool_call><|im_end|>\n<|im_start|>tool\n12 degrees<|im_end|>' in text
     )
-    assert "function calling assistant" not in text
+    assert "You can use these functions" not in text
     assert DEMONSTRATION[2].content not in text
 
 
@@ -210,7 +210,7 @@ def test_other_templates_get_a_prompt_and_a_demonstration() -> None:
 
 def test_without_a_system_message_the_prompt_makes_one() -> None:
     text = render(CHATML, ASK, tools=(WEATHER,))
-    assert text.startswith("<|im_start|>system\nYou are a function calling assistant.")
+    assert text.startswith("<|im_start|>system\nYou can use these functions:")
 
 
 def test_results_and_failures_are_told_as_user_turns() -> None:
