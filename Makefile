@@ -45,9 +45,9 @@ $(STAMP): $(VENV)/bin/python constraints.txt pyproject.toml
 	touch $(LINKED)
 
 $(LINKED): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	test -e $@ && test ! $(STAMP) -nt $@ || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	rm -f $(VENV)/.linked-*
-	touch $@
+	touch $@ # the check above spares the second installation after a full set-up
 
 clean:
 	rm -rf $(VENV) build families *.egg-info .pytest_cache .mypy_cache .ruff_cache

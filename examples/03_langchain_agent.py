@@ -55,8 +55,8 @@ def main() -> None:
         family.tiers, key=lambda t: t.quality.divergence.kl_mean if t.quality.divergence else 1.0
     )
     smallest = min(tier.bytes for tier in family.tiers)
-    ample = Budget(quality=1.0)
-    tight = Budget(memory=int(smallest * 2.2), seconds_per_call=1.5, quality=0.8)
+    ample = Budget(quality=0.95)
+    tight = Budget(memory=int(smallest * 2.2), seconds_per_call=1.5, quality=0.7)
     scores = [
         run("ample budget", ChatTierwise(family=str(family.folder), budget=ample, max_tokens=64)),
         run("tight budget", ChatTierwise(family=str(family.folder), budget=tight, max_tokens=64)),
