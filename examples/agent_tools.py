@@ -55,8 +55,8 @@ def make_tools(folder: Path) -> list[BaseTool]:
     def calculate(expression: str) -> str:
         """Work out an arithmetic expression such as 3 * (4 + 5)."""
         try:
-            return f"{_evaluate(ast.parse(expression, mode='eval').body):g}"
-        except (SyntaxError, ValueError, ZeroDivisionError) as error:
+            return f"{_evaluate(ast.parse(expression, mode='eval').body):.12g}"
+        except (SyntaxError, ValueError, ArithmeticError, RecursionError) as error:
             return f"cannot work out {expression!r}: {error}"
 
     @tool
@@ -91,7 +91,7 @@ def make_tools(folder: Path) -> list[BaseTool]:
 
 
 def _evaluate(node: ast.AST) -> float:
-    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         return node.value
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
         return _OPERATIONS[type(node.op)](_evaluate(node.left), _evaluate(node.right))

@@ -237,6 +237,8 @@ def _culprit(
     if isinstance(schema.get("items"), Mapping):
         children["[]"] = schema["items"]
     for name, child in children.items():
+        if isinstance(child, bool):  # true allows anything, false nothing
+            continue
         if not isinstance(child, Mapping):
             return (*path, name), f"expected a schema, got {child!r}"
         child_reason = _compile_error({**shared, **child})

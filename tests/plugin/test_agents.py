@@ -262,6 +262,6 @@ def test_summaries(make: Make, trigger: Any) -> None:
     talk = [HumanMessage("Hi!"), AIMessage("Hello there, friend."), HumanMessage("x" * 120)]
     state = agent.invoke({"messages": [*talk, AIMessage("Yes."), HumanMessage(QUESTION)]})
     told_first = state["messages"][0].content
-    assert "They spoke of Oslo." in told_first or "friend" in told_first
+    assert "They spoke of Oslo." in told_first
     assert all(message.content != "x" * 120 for message in state["messages"])
     assert state["messages"][-1].content

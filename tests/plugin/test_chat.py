@@ -325,6 +325,16 @@ def test_events(make: Make) -> None:
     assert found[-1]["data"]["output"].content == HELLO
 
 
+def test_events_of_the_newer_protocol(make: Make) -> None:
+    """There the model itself must tell the callbacks."""
+    tokens = Tokens()
+    stream: Any = make().stream_events("hi", version="v3", config={"callbacks": [tokens]})
+    kinds = [event["event"] for event in stream]
+    assert kinds[0] == "message-start" and kinds[-1] == "message-finish"
+    assert stream.output.text == "".join(tokens.seen) == HELLO
+    assert stream.output.response_metadata["tier"] == "only"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_content_in_langchain_s_standard_blocks(make: Make, stream: bool) -> None:
     model = make(output_version="v1")
