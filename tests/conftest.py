@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tiny_models import write_tiny_gguf
+
+# A job that a shell started in the background ignores Ctrl-C, and its children with it; the
+# tests that press it must not depend on who started them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
