@@ -160,22 +160,14 @@ def _spread(candidates: Sequence[Candidate], most: int, skipped: dict[str, str])
 
 
 def choose_layers(influence: NDArray[np.float64], count: int) -> tuple[int, ...]:
-    """The ``count`` layers that change the hidden state least, never two neighbours.
+    """The ``count`` layers that change the hidden state least (arXiv 2403.03853).
 
-    Block influence (arXiv 2403.03853) judges each layer with all others in place. Two neighbours
-    that each look idle often do the same work between them: of SmolLM2-135M, taking layers 25
-    and 26 costs more than twice the divergence of taking 25 and 13.
+    Keeping neighbours apart does not help: of SmolLM2-135M at Q8_0, taking layers 25 and 26 costs
+    a KL of 0.28, taking 13 and 25 costs 0.29 (1,024 held-out tokens).
 
     Args:
-        influence: Per layer; NaN where unknown.
+        influence: Per layer; NaN where unknown. `PROTECTED` layers at either end stay.
     """
     layers = len(influence)
     order = [int(i) for i in np.argsort(influence) if PROTECTED <= i < layers - PROTECTED]
-    chosen: list[int] = []
-    for layer in order:
-        if len(chosen) < count and not {layer - 1, layer + 1} & set(chosen):
-            chosen.append(layer)
-    for layer in order:  # more than every second layer was asked for
-        if len(chosen) < count and layer not in chosen:
-            chosen.append(layer)
-    return tuple(sorted(chosen))
+    return tuple(sorted(order[:count]))
