@@ -16,7 +16,7 @@ from tierwise.runtime.tool_format import ToolFormat
 
 # What a model is told that was never trained on tools. Small models follow examples far better
 # than rules, so a short made-up conversation shows when to call and when to answer; the same
-# for every tool choice, so that all calls of a conversation share one cached prefix. Of twelve
+# for every tool choice, so that all calls of a conversation share one cached prefix. Of eight
 # conversations tried with SmolLM2-135M at Q8_0 this one made it call a tool on 18 of 20 requests
 # that needed one (the others: 2 to 16), and tell the result on 20 of 20; its price is that it
 # also calls one on 11 of 14 requests that need none.
