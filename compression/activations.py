@@ -20,9 +20,10 @@ import numpy as np
 from llama_cpp._ggml import libggml
 from numpy.typing import NDArray
 
+from tierwise.runtime.context import Context
 from tierwise.runtime.errors import UnsupportedModelError
 from tierwise.runtime.files import disk_full_named
-from tierwise.runtime.llama import Context, Model
+from tierwise.runtime.llama import Model
 
 _F32 = 0
 _PREFIX = "imatrix/"

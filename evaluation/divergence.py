@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tierwise.evaluation.tasks import wilson_interval
+from tierwise.runtime.context import Context
 from tierwise.runtime.errors import UnsupportedModelError
 from tierwise.runtime.family import Divergence
 from tierwise.runtime.files import disk_full_named
-from tierwise.runtime.llama import Context, Model
+from tierwise.runtime.llama import Model
 
 Progress = Callable[[str, float], None]
 Documents = Sequence[Sequence[int]]

@@ -21,8 +21,9 @@ from typing import Any
 import psutil
 
 from tierwise.runtime import errors
+from tierwise.runtime.context import Context
 from tierwise.runtime.errors import ConfigError, EngineError, ModelNotFoundError, TierwiseError
-from tierwise.runtime.llama import Context, Model
+from tierwise.runtime.llama import Model
 from tierwise.runtime.profile import Profile, machine_fingerprint, utc_now
 
 PREFILL_TOKENS = 512

@@ -72,6 +72,9 @@ class Sampling:
     top_p: float = 0.95
     min_p: float = 0.05
     seed: int | None = None
+    logprobs: int | None = None
+    """Likeliest alternatives to report for every token; 0 for the token's own logprob alone,
+    None for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +87,13 @@ class Call:
         tool_choice: "auto" (text or calls), "any" (at least one call), "none", or a tool's name.
         parallel_tool_calls: Whether one reply may hold several calls.
         response_schema: JSON schema that a text reply must match; ``{}`` for any JSON.
+        regex: Regular expression (Rust's syntax) that a text reply must match as a whole.
+        choices: The only texts that may be replied.
         max_tokens: Longest reply, in tokens; ``None`` for what the context has room for.
         stop: Texts that end the reply; they are not part of it.
         timeout_s: Seconds after which the call fails with CallTimeoutError.
+        overflow: What happens when prompt and reply are longer than the context: "error", or
+            "trim" to leave out turns from the middle of the conversation.
     """
 
     messages: tuple[Message, ...]
@@ -94,10 +101,13 @@ class Call:
     tool_choice: str = "auto"
     parallel_tool_calls: bool = False
     response_schema: JSONObject | None = None
+    regex: str | None = None
+    choices: tuple[str, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     timeout_s: float | None = None
+    overflow: Literal["error", "trim"] = "error"
 
     @property
     def usable_tools(self) -> tuple[Tool, ...]:
@@ -136,8 +146,20 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One token of a reply: its bytes, its natural log-probability (of the model's own
+    distribution, before temperature and grammar), and the likeliest tokens in its place."""
+
+    piece: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """What a tier answered.
+
+    ``reasoning`` is what the model wrote between its thinking tags; it is not part of the text.
 
     ``confidence`` is the smallest gap between the chances of the best and the second-best
     token over the tokens that the model chose itself (those the grammar forced do not count);
@@ -149,3 +171,5 @@ class Reply:
     finish_reason: FinishReason = "stop"
     usage: Usage = field(default_factory=Usage)
     confidence: float = 1.0
+    reasoning: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()

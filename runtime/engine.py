@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Self
 
+from tierwise.runtime.context import Context
 from tierwise.runtime.errors import CallTimeoutError, EngineClosedError
 from tierwise.runtime.generation import (
     Delta,
@@ -24,7 +25,7 @@ from tierwise.runtime.generation import (
     PrefixCache,
 )
 from tierwise.runtime.grammar import GrammarCompiler
-from tierwise.runtime.llama import Context, Model
+from tierwise.runtime.llama import Model
 
 
 class _CancelledError(Exception):

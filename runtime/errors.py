@@ -23,6 +23,8 @@ TierwiseError
 │   ├── OutOfMemoryError        a tier does not fit in what is available now
 │   └── NoFeasibleTierError     no tier fits the budget; lists what each would need
 ├── EngineError                 llama.cpp failed while running a tier
+│   ├── CacheFullError          the KV cache has too few free cells for a batch
+│   ├── EngineBusyError         too many calls wait for the tier already
 │   └── EngineClosedError       the engine was closed while the call waited
 └── MissingExtraError           an optional package is needed; names the extra
 """
@@ -118,6 +120,14 @@ class NoFeasibleTierError(ResourceError):
 
 class EngineError(TierwiseError):
     """llama.cpp failed while running a tier."""
+
+
+class CacheFullError(EngineError):
+    """The KV cache has too few free cells for a batch. Nothing was decoded."""
+
+
+class EngineBusyError(EngineError):
+    """Too many calls wait for the tier already; try again when some have ended."""
 
 
 class EngineClosedError(EngineError):

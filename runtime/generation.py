@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tierwise.runtime.chat import FinishReason, Sampling, Usage
+from tierwise.runtime.context import Context
 from tierwise.runtime.errors import ContextOverflowError, EngineError
 from tierwise.runtime.grammar import Constraint, GrammarCompiler
-from tierwise.runtime.llama import Context, Model
+from tierwise.runtime.llama import Model
 from tierwise.runtime.sampling import Sampler, margin
 from tierwise.runtime.text_stream import TextStream
 

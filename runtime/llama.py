@@ -1,4 +1,4 @@
-"""llama.cpp behind three small owners: a model, a context, a sampler.
+"""llama.cpp behind small owners: here its log, and a model.
 
 Everything goes through llama-cpp-python's low-level bindings. Each object frees what it owns
 in ``close()``; none is safe to use from two threads at once (an `Engine` sees to that).
@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import llama_cpp as lib
-import numpy as np
-from numpy.typing import NDArray
 
 from tierwise.runtime.errors import (
     DamagedModelError,
@@ -26,9 +24,6 @@ from tierwise.runtime.errors import (
     OutOfMemoryError,
     UnsupportedModelError,
 )
-
-PREFILL_BATCH = 512
-"""Tokens per llama_decode during prefill; also the unit in which a prefill can be cancelled."""
 
 _LONGEST_PIECE = 1024
 """Bytes of the longest token known (a run of spaces), four times over."""
@@ -69,7 +64,7 @@ def captured_log(listener: Callable[[str], None] | None = None) -> Iterator[list
             _log_lines, _log_listener = outer
 
 
-def _reason(lines: Sequence[str]) -> str:
+def reason_in(lines: Sequence[str]) -> str:
     """The telling line of a failure: the GGUF reader's if it spoke, else the loader's."""
     said = [line for line in lines if " - kv " not in line]  # metadata may say anything
     for sign in ("gguf_init", "error loading model", "failed to"):
@@ -114,7 +109,7 @@ class Model:
         with captured_log() as log:
             self._handle = lib.llama_model_load_from_file(str(path).encode(), params)
         if not self._handle:
-            reason = _reason(log)
+            reason = reason_in(log)
             if "unknown model architecture" in reason or "unknown pre-tokenizer" in reason:
                 raise UnsupportedModelError(
                     f"{str(path)!r} cannot be loaded: {reason}. This llama.cpp "
@@ -240,139 +235,6 @@ class Model:
         """Frees the weights. Close every context first."""
         if self._handle:
             lib.llama_model_free(self._handle)
-            self._handle = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-class Context:
-    """The KV cache and compute buffers of one model, for one sequence.
-
-    Args:
-        model: Stays open for as long as the context.
-        n_ctx: Tokens that the KV cache holds.
-        threads: For prefill and decode.
-        all_logits: Keep logits for every token of a batch (for measuring divergence), not only
-            for the last. Costs ``PREFILL_BATCH * vocab_size * 4`` bytes of compute buffer.
-        on_tensor: llama.cpp's ``cb_eval``, for collecting activations.
-
-    Raises:
-        OutOfMemoryError: llama.cpp could not allocate the buffers.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        n_ctx: int,
-        *,
-        threads: int,
-        all_logits: bool = False,
-        on_tensor: Any = None,
-    ) -> None:
-        self.model = model
-        params = lib.llama_context_default_params()
-        params.n_ctx = n_ctx
-        params.n_batch = params.n_ubatch = min(PREFILL_BATCH, n_ctx)
-        params.n_seq_max = 1
-        params.n_outputs_max = params.n_batch if all_logits else 1
-        params.n_threads = params.n_threads_batch = threads
-        params.no_perf = True
-        if on_tensor is not None:
-            params.cb_eval = on_tensor
-        self._keep = on_tensor
-        self.batch_size = int(params.n_batch)
-        self._all_logits = all_logits
-        with captured_log() as log:
-            self._handle = lib.llama_init_from_model(model.handle, params)
-        if not self._handle:
-            raise OutOfMemoryError(
-                f"llama.cpp could not open a context of {n_ctx} tokens for "
-                f"{model.path.name!r}: {_reason(log)}. Ask for a smaller context."
-            )
-        self.open_log = tuple(log)
-        self.n_ctx = int(lib.llama_n_ctx(self._handle))
-        self._batch = lib.llama_batch_init(self.batch_size, 0, 1)
-        view = np.ctypeslib.as_array
-        shape = (self.batch_size,)
-        self._tokens = view(self._batch.token, shape)
-        self._positions = view(self._batch.pos, shape)
-        self._wanted = view(self._batch.logits, shape)
-        view(self._batch.n_seq_id, shape)[:] = 1
-        for index in range(self.batch_size):
-            self._batch.seq_id[index][0] = 0
-
-    @property
-    def handle(self) -> Any:
-        """The ``llama_context *``; EngineError after `close`."""
-        if not self._handle:
-            raise EngineError(f"the context of {self.model.path.name!r} was closed")
-        return self._handle
-
-    def decode(
-        self,
-        tokens: Sequence[int],
-        position: int,
-        *,
-        between: Callable[[], None] | None = None,
-    ) -> None:
-        """Runs tokens through the model, at most `batch_size` at a time.
-
-        Afterwards `logits` has the last token's (with ``all_logits``: those of the last batch).
-
-        Args:
-            tokens: At least one; they must fit in the context.
-            position: Of the first of them.
-            between: Called before each batch; may raise to stop.
-        """
-        handle = self.handle  # before anything is written into buffers that `close` frees
-        for start in range(0, len(tokens), self.batch_size):
-            if between is not None:
-                between()
-            part = tokens[start : start + self.batch_size]
-            size = len(part)
-            self._tokens[:size] = part
-            self._positions[:size] = np.arange(position + start, position + start + size)
-            self._wanted[:size] = self._all_logits
-            self._wanted[size - 1] = start + size == len(tokens) or self._all_logits
-            self._batch.n_tokens = size
-            code = lib.llama_decode(handle, self._batch)
-            if code != 0:
-                raise EngineError(
-                    f"llama.cpp failed to decode {size} tokens at position {position + start} of "
-                    f"a context of {self.n_ctx} (code {code}, model {self.model.path.name!r})"
-                )
-
-    def logits(self, index: int = -1) -> NDArray[np.float32]:
-        """Logits over the vocabulary, a view that the next `decode` overwrites."""
-        pointer = lib.llama_get_logits_ith(self.handle, index)
-        return np.ctypeslib.as_array(pointer, (self.model.vocab_size,))
-
-    def batch_logits(self, size: int) -> NDArray[np.float32]:
-        """Logits of all ``size`` tokens of the last batch, shape (size, vocab); a view."""
-        pointer = lib.llama_get_logits(self.handle)
-        return np.ctypeslib.as_array(pointer, (size, self.model.vocab_size))
-
-    def truncate(self, length: int) -> bool:
-        """Forgets all tokens from position ``length`` on.
-
-        Returns:
-            False where the memory cannot be cut there (recurrent models); it is then empty.
-        """
-        memory = lib.llama_get_memory(self.handle)
-        if lib.llama_memory_seq_rm(memory, 0, length, -1):
-            return True
-        lib.llama_memory_clear(memory, True)
-        return False
-
-    def close(self) -> None:
-        """Frees the KV cache and the compute buffers."""
-        if self._handle:
-            lib.llama_batch_free(self._batch)
-            lib.llama_free(self._handle)
             self._handle = None
 
     def __enter__(self) -> Self:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from tierwise.runtime.context import Context
 from tierwise.runtime.errors import ModelNotFoundError
-from tierwise.runtime.llama import Context, Model
+from tierwise.runtime.llama import Model
 
 _MIB = 1024 * 1024
 _BUFFER = re.compile(r"(?P<kind>compute|output) buffer size =\s*(?P<mib>[\d.]+) MiB")

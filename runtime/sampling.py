@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tierwise.runtime.chat import Sampling
-from tierwise.runtime.llama import Context
+from tierwise.runtime.context import Context
 
 _NO_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: a random one
 

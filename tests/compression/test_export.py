@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tierwise.compression import export
 from tierwise.compression.checkpoint import licence_of
 from tierwise.compression.export import export_gguf
+from tierwise.runtime.context import Context
 from tierwise.runtime.errors import (
     DamagedModelError,
     DiskFullError,
@@ -26,7 +27,7 @@ from tierwise.runtime.errors import (
     ModelNotFoundError,
     UnsupportedModelError,
 )
-from tierwise.runtime.llama import Context, Model
+from tierwise.runtime.llama import Model
 
 resource = pytest.importorskip("resource")  # POSIX only: limits the size of a file
 

@@ -12,8 +12,9 @@ from build_tools import FileLimit
 
 from tierwise.compression.quantize import FILE_TYPES, plan_quantization, quantize
 from tierwise.evaluation.divergence import BaseDistribution
+from tierwise.runtime.context import Context
 from tierwise.runtime.errors import BuildError, ConfigError, DiskFullError
-from tierwise.runtime.llama import Context, Model
+from tierwise.runtime.llama import Model
 
 SOME_TYPES = ("F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M")
 

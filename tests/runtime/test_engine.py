@@ -20,6 +20,7 @@ import pytest
 from tiny_models import Vocabulary, _write_gguf, write_scripted_gguf, write_tiny_gguf
 
 from tierwise.runtime.chat import Sampling
+from tierwise.runtime.context import Context
 from tierwise.runtime.engine import Engine
 from tierwise.runtime.errors import (
     CallTimeoutError,
@@ -29,7 +30,7 @@ from tierwise.runtime.errors import (
 )
 from tierwise.runtime.generation import Generation, GenerationRequest, PrefixCache
 from tierwise.runtime.grammar import Constraint, GrammarCompiler
-from tierwise.runtime.llama import Context, Model
+from tierwise.runtime.llama import Model
 
 REPLY = "Grüße aus Köln: 🎉 and good-bye."
 SCRIPT = {"": REPLY, "KEYA": "Alpha is first.", "KEYB": '{"b": 2} and more', "KEYC": "Third, C."}

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from tiny_models import CHATML_TOOLS, END, START, write_scripted_gguf, write_tiny_gguf
 
+from tierwise.runtime.context import Context
 from tierwise.runtime.errors import (
     DamagedModelError,
     EngineError,
     ModelNotFoundError,
     UnsupportedModelError,
 )
-from tierwise.runtime.llama import Context, Model, captured_log
+from tierwise.runtime.llama import Model, captured_log
 
 # --- Files that cannot be loaded ------------------------------------------------------------------
 
@@ -86,7 +87,8 @@ def test_too_little_memory_is_not_called_damage(tmp_path: Path) -> None:
         import resource, sys, psutil
         from pathlib import Path
         from tierwise.runtime.errors import OutOfMemoryError
-        from tierwise.runtime.llama import Context, Model
+        from tierwise.runtime.context import Context
+        from tierwise.runtime.llama import Model
         small = Model(Path(sys.argv[1]), vocab_only=True)
         limit = psutil.Process().memory_info().vms + 20 * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from tiny_models import write_scripted_gguf, write_tiny_gguf
 
+from tierwise.runtime.context import Context
 from tierwise.runtime.errors import DamagedModelError, ModelNotFoundError
-from tierwise.runtime.llama import Context, Model
+from tierwise.runtime.llama import Model
 from tierwise.runtime.memory import predict_memory
 
 

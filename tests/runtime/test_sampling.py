@@ -11,8 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from tierwise.runtime.chat import Sampling
+from tierwise.runtime.context import Context
 from tierwise.runtime.grammar import GrammarCompiler
-from tierwise.runtime.llama import Context, Model
+from tierwise.runtime.llama import Model
 from tierwise.runtime.sampling import Sampler, allowed, margin
 
 Logits = NDArray[np.float32]

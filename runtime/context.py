@@ -1,0 +1,250 @@
+"""The KV cache and compute buffers of one model, for one or many sequences."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import llama_cpp as lib
+import numpy as np
+from numpy.typing import NDArray
+
+from tierwise.runtime.errors import CacheFullError, EngineError, OutOfMemoryError
+from tierwise.runtime.llama import Model, captured_log, reason_in
+
+PREFILL_BATCH = 512
+"""Tokens per llama_decode during prefill; also the unit in which a prefill can be cancelled."""
+
+KVType = Literal["f16", "q8_0"]
+_KV_TYPES = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0}
+
+_NO_SLOT = 1
+"""llama_decode's code for a KV cache without enough free cells; it is then left as it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens of one sequence that go through the model in one batch with others.
+
+    Args:
+        sequence: Number of the sequence, from 0.
+        position: Of the first token.
+        tokens: At least one.
+        outputs: For how many of the last tokens logits are wanted.
+    """
+
+    sequence: int
+    position: int
+    tokens: Sequence[int]
+    outputs: int = 0
+
+
+class Context:
+    """The KV cache and compute buffers of one model.
+
+    All sequences share the cells of one cache: a prefix that several have in common is kept
+    once, and no sequence has a share of its own that others could not use.
+
+    Args:
+        model: Stays open for as long as the context.
+        n_ctx: Tokens that the KV cache holds, of all sequences together.
+        threads: For prefill and decode.
+        sequences: How many there may be at once, at most 256.
+        outputs: Most tokens of one batch that logits are wanted for. Costs about
+            ``vocab_size * 4`` bytes of buffers for each.
+        all_logits: As many outputs as a batch has tokens (for measuring divergence).
+        kv_type: How keys and values are stored.
+        on_tensor: llama.cpp's ``cb_eval``, for collecting activations.
+
+    Raises:
+        OutOfMemoryError: llama.cpp could not allocate the buffers.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        n_ctx: int,
+        *,
+        threads: int,
+        sequences: int = 1,
+        outputs: int = 1,
+        all_logits: bool = False,
+        kv_type: KVType = "f16",
+        on_tensor: Any = None,
+    ) -> None:
+        self.model = model
+        params = lib.llama_context_default_params()
+        params.n_ctx = n_ctx
+        params.n_batch = params.n_ubatch = min(PREFILL_BATCH, n_ctx)
+        params.n_seq_max = sequences
+        params.kv_unified = True
+        params.n_outputs_max = params.n_batch if all_logits else max(outputs, sequences)
+        params.n_threads = params.n_threads_batch = threads
+        params.type_k = params.type_v = _KV_TYPES[kv_type]
+        params.no_perf = True
+        if on_tensor is not None:
+            params.cb_eval = on_tensor
+        self._keep = on_tensor
+        self.batch_size = int(params.n_batch)
+        self.max_outputs = int(params.n_outputs_max)
+        self.kv_type: KVType = kv_type
+        self._all_logits = all_logits
+        with captured_log() as log:
+            self._handle = lib.llama_init_from_model(model.handle, params)
+        if not self._handle:
+            raise OutOfMemoryError(
+                f"llama.cpp could not open a context of {n_ctx} tokens for "
+                f"{model.path.name!r}: {reason_in(log)}. Ask for a smaller context."
+            )
+        self.open_log = tuple(log)
+        self.n_ctx = int(lib.llama_n_ctx(self._handle))
+        self._batch = lib.llama_batch_init(self.batch_size, 0, 1)
+        view = np.ctypeslib.as_array
+        shape = (self.batch_size,)
+        self._tokens = view(self._batch.token, shape)
+        self._positions = view(self._batch.pos, shape)
+        self._wanted = view(self._batch.logits, shape)
+        view(self._batch.n_seq_id, shape)[:] = 1
+        # One sequence for each token: the pointers lie in one array, eight bytes apart.
+        self._sequences = [self._batch.seq_id[index] for index in range(self.batch_size)]
+        for pointer in self._sequences:
+            pointer[0] = 0
+
+    @property
+    def handle(self) -> Any:
+        """The ``llama_context *``; EngineError after `close`."""
+        if not self._handle:
+            raise EngineError(f"the context of {self.model.path.name!r} was closed")
+        return self._handle
+
+    def run(self, chunks: Sequence[Chunk]) -> list[int]:
+        """Runs one batch of at most `batch_size` tokens through the model.
+
+        Returns:
+            For each chunk the row of its first wanted logits, for `logits`; those of its later
+            tokens follow.
+
+        Raises:
+            CacheFullError: Too few cells are free; nothing has changed.
+            EngineError: llama.cpp failed. What the chunks' sequences hold is then not known.
+        """
+        handle = self.handle  # before anything is written into buffers that `close` frees
+        rows: list[int] = []
+        end = 0
+        for chunk in chunks:
+            start, end = end, end + len(chunk.tokens)
+            self._tokens[start:end] = chunk.tokens
+            self._positions[start:end] = np.arange(chunk.position, chunk.position + end - start)
+            self._wanted[start:end] = 0
+            self._wanted[end - chunk.outputs : end] = 1
+            for index in range(start, end):
+                self._sequences[index][0] = chunk.sequence
+            rows.append(end - chunk.outputs)
+        self._batch.n_tokens = end
+        code = lib.llama_decode(handle, self._batch)
+        if code == _NO_SLOT:
+            raise CacheFullError(
+                f"the context of {self.n_ctx} tokens has no room for {end} more "
+                f"(model {self.model.path.name!r})"
+            )
+        if code != 0:
+            places = ", ".join(
+                f"{len(c.tokens)} tokens at position {c.position} of sequence {c.sequence}"
+                for c in chunks
+            )
+            raise EngineError(
+                f"llama.cpp failed to decode {places} in a context of {self.n_ctx} "
+                f"(code {code}, model {self.model.path.name!r})"
+            )
+        return rows
+
+    def decode(
+        self,
+        tokens: Sequence[int],
+        position: int,
+        *,
+        between: Callable[[], None] | None = None,
+    ) -> None:
+        """Runs tokens of sequence 0 through the model, at most `batch_size` at a time.
+
+        Afterwards `logits` has the last token's (with ``all_logits``: those of the last batch).
+
+        Args:
+            tokens: At least one; they must fit in the context.
+            position: Of the first of them.
+            between: Called before each batch; may raise to stop.
+        """
+        for start in range(0, len(tokens), self.batch_size):
+            if between is not None:
+                between()
+            part = tokens[start : start + self.batch_size]
+            last = start + len(part) == len(tokens)
+            outputs = len(part) if self._all_logits else int(last)
+            self.run([Chunk(0, position + start, part, outputs)])
+
+    def logits(self, row: int = -1) -> NDArray[np.float32]:
+        """Logits over the vocabulary, a view that the next `run` overwrites.
+
+        Args:
+            row: What `run` returned; -1 for the batch's last.
+        """
+        pointer = lib.llama_get_logits_ith(self.handle, row)
+        return np.ctypeslib.as_array(pointer, (self.model.vocab_size,))
+
+    def batch_logits(self, size: int) -> NDArray[np.float32]:
+        """Logits of all ``size`` tokens of the last batch, shape (size, vocab); a view."""
+        pointer = lib.llama_get_logits(self.handle)
+        return np.ctypeslib.as_array(pointer, (size, self.model.vocab_size))
+
+    def truncate(self, length: int, sequence: int = 0) -> bool:
+        """Forgets a sequence's tokens from position ``length`` on.
+
+        Returns:
+            False where the memory cannot be cut there (recurrent models); the sequence is then
+            empty.
+        """
+        memory = lib.llama_get_memory(self.handle)
+        if lib.llama_memory_seq_rm(memory, sequence, length, -1):
+            return True
+        lib.llama_memory_seq_rm(memory, sequence, -1, -1)
+        return False
+
+    def share(self, source: int, target: int, length: int) -> None:
+        """Gives the first ``length`` tokens of one sequence to another, empty one.
+
+        Both then hold the same cells: it takes no memory and next to no time.
+        """
+        lib.llama_memory_seq_cp(lib.llama_get_memory(self.handle), source, target, 0, length)
+
+    def save(self, sequence: int) -> NDArray[np.uint8]:
+        """The keys and values of a sequence, to be given back to `restore`."""
+        size = int(lib.llama_state_seq_get_size(self.handle, sequence))
+        state = np.empty(size, np.uint8)
+        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        written = lib.llama_state_seq_get_data(self.handle, pointer, size, sequence)
+        return state[:written]
+
+    def restore(self, sequence: int, state: NDArray[np.uint8]) -> bool:
+        """Puts what `save` gave into an empty sequence; False where it does not fit."""
+        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        with captured_log():  # "failed to find available cells", when it does not fit
+            done = lib.llama_state_seq_set_data(self.handle, pointer, state.size, sequence)
+        if done == state.size:
+            return True
+        lib.llama_memory_seq_rm(lib.llama_get_memory(self.handle), sequence, -1, -1)
+        return False
+
+    def close(self) -> None:
+        """Frees the KV cache and the compute buffers."""
+        if self._handle:
+            lib.llama_batch_free(self._batch)
+            lib.llama_free(self._handle)
+            self._handle = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
