@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tierwise.compression.base_record import chat_template_of, file_type_of, tokenizer_hash
 from tierwise.compression.front import REFERENCE_PROMPT, REFERENCE_REPLY
-from tierwise.compression.measure import profile_of, success_of
+from tierwise.compression.measure import measure_drafts, profile_of, success_of
 from tierwise.compression.reporting import Reporter, Silent
 from tierwise.compression.source import check_gguf
 from tierwise.runtime.chat_template import ChatTemplate
@@ -177,8 +177,9 @@ def _same_content(a: Path, b: Path) -> bool:
 def _measured(family: Family, tier: Tier, path: Path, reporter: Reporter) -> Tier:
     """The tier with its success; its profile is kept with the machine's others."""
     known = [other.quality.tools for other in family.tiers if other.quality.tools is not None]
-    threads = probe().threads
+    threads, cheapest = probe().threads, family.tiers[0]
     profile_of(tier.name, path, threads=threads, reporter=reporter)
+    measure_drafts({cheapest.name: family.path(cheapest), tier.name: path}, reporter=reporter)
     tools = success_of(
         tier.name,
         path,

@@ -19,7 +19,7 @@ from tierwise import __version__
 from tierwise.compression.activations import Activations, load_activations, observe
 from tierwise.compression.base_record import describe_base
 from tierwise.compression.front import REFERENCE_PROMPT, REFERENCE_REPLY, Measured, split_front
-from tierwise.compression.measure import Measurements
+from tierwise.compression.measure import Measurements, measure_drafts
 from tierwise.compression.plan import Candidate, Plan, choose_layers, plan_tiers
 from tierwise.compression.quantize import quantize
 from tierwise.compression.recipe import BuildConfig
@@ -122,10 +122,15 @@ class _Build:
         kept, dropped = self._choose(made, divergences, profiles)
         for name, reason in dropped.items():
             self.reporter.note(f"dropped: {name} ({reason})")
+        measure_drafts({name: files[name] for name in kept}, reporter=self.reporter)
         tiers = []
         for name in kept:
             tools = self.measure.success(name, files[name])
-            quality = Quality(divergence=divergences[name], tools=tools)
+            quality = Quality(
+                divergence=divergences[name],
+                tools=tools,
+                kv_q8_0=self.measure.kv_divergence(name, files[name]),
+            )
             tiers.append((self._tier(made[name], quality), files[name]))
         family = self._publish(tiers, {**plan.skipped, **dropped})
         self.stages.save("done", "last", _Done(key=key))

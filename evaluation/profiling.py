@@ -15,19 +15,32 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from tierwise.runtime import errors
-from tierwise.runtime.context import Context
-from tierwise.runtime.errors import ConfigError, EngineError, ModelNotFoundError, TierwiseError
+from tierwise.runtime.context import Chunk, Context, KVType
+from tierwise.runtime.errors import (
+    ConfigError,
+    EngineError,
+    ModelNotFoundError,
+    TierwiseError,
+    UnsupportedModelError,
+)
+from tierwise.runtime.grammar import GrammarCompiler
 from tierwise.runtime.llama import Model
 from tierwise.runtime.profile import Profile, machine_fingerprint, utc_now
+from tierwise.runtime.scheduler import OUTPUTS, SEQUENCES
 
 PREFILL_TOKENS = 512
 DECODE_TOKENS = 48
+STEP_TOKENS = (1, 2, 4, 8, 16)
+STEP_SEQUENCES = (1, 2, 4, 8)
+STEP_RUNS = 8
+"""At least so many of each step, which is too short for a few to do."""
 _TEXT = "The weather in Paris is mild today, and the museum by the river opens at nine. "
 
 Progress = Callable[[str, float], None]
@@ -127,37 +140,63 @@ def _ending(code: int) -> str:
 
 def _measure(
     path: Path, *, threads: int, context_tokens: int, runs: int, progress: Progress
-) -> dict[str, float | int]:
+) -> dict[str, Any]:
     """The figures, measured in this process. The first load must be the process's first."""
     progress("load", 0.0)
     before = psutil.Process().memory_info().rss
     with Model(path) as model:
         n_ctx = min(context_tokens, model.context_tokens)
-        with Context(model, n_ctx, threads=threads) as context:
-            decode_tokens = min(DECODE_TOKENS, max(1, n_ctx // 4))
-            prompt = _prompt(model, max(1, min(PREFILL_TOKENS, n_ctx - decode_tokens)))
+        decode_tokens = min(DECODE_TOKENS, max(1, n_ctx // 4))
+        prompt = _prompt(model, max(1, min(PREFILL_TOKENS, n_ctx - decode_tokens)))
+        with _context(model, n_ctx, threads) as context:
+            grammars = GrammarCompiler(model)
+            grammars.matcher("start: /a/")  # builds the token trie
+            grammars.close()
             progress("warm-up", 0.1)
             _time_call(context, prompt, decode_tokens)
             resident = psutil.Process().memory_info().rss - before
             cells = context.n_ctx
             timings = []
             for run in range(runs):
-                progress("speed", 0.3 + 0.5 * run / runs)
+                progress("speed", 0.3 + 0.2 * run / runs)
                 timings.append(_time_call(context, prompt, decode_tokens))
+            progress("steps", 0.5)
+            step_s, sequences_s = _time_steps(context, prompt, runs)
+        prefill_s, decode_s = (statistics.median(times) for times in zip(*timings, strict=True))
+        progress("KV cache of q8_0", 0.6)
+        kv_speed = None
+        with (
+            suppress(UnsupportedModelError),
+            _context(model, n_ctx, threads, kv_type="q8_0") as context,
+        ):
+            _time_call(context, prompt, decode_tokens)
+            timings = [_time_call(context, prompt, decode_tokens) for _ in range(runs)]
+            prefill, decode = (statistics.median(times) for times in zip(*timings, strict=True))
+            kv_speed = {"prefill": prefill_s / prefill, "decode": decode_s / decode}
     loads = []
     for run in range(runs):
         progress("load", 0.8 + 0.2 * run / runs)
         began = time.perf_counter()
-        with Model(path) as model, Context(model, n_ctx, threads=threads):
+        with Model(path) as model, _context(model, n_ctx, threads):
             loads.append(time.perf_counter() - began)
     progress("done", 1.0)
     return {
-        "prefill_tokens_per_s": len(prompt) / statistics.median(time for time, _ in timings),
-        "decode_tokens_per_s": decode_tokens / statistics.median(time for _, time in timings),
+        "prefill_tokens_per_s": len(prompt) / prefill_s,
+        "decode_tokens_per_s": decode_tokens / decode_s,
         "load_s": statistics.median(loads),
         "resident_bytes": max(0, resident),
         "context_tokens": cells,
+        "step_s": step_s,
+        "sequences_s": sequences_s,
+        "kv_q8_0": kv_speed,
     }
+
+
+def _context(model: Model, n_ctx: int, threads: int, kv_type: KVType = "f16") -> Context:
+    """As an engine opens it."""
+    return Context(
+        model, n_ctx, threads=threads, sequences=SEQUENCES, outputs=OUTPUTS, kv_type=kv_type
+    )
 
 
 def _prompt(model: Model, size: int) -> list[int]:
@@ -177,6 +216,48 @@ def _time_call(context: Context, prompt: list[int], decode_tokens: int) -> tuple
         context.decode([token], len(prompt) + step)
         token = int(context.logits().argmax())
     return prefilled - began, time.perf_counter() - prefilled
+
+
+def _time_steps(
+    context: Context, prompt: list[int], runs: int
+) -> tuple[dict[int, float], dict[int, float]]:
+    """Seconds of a decode step behind ``prompt``, which is left in the cache.
+
+    Returns:
+        By the number of tokens of one sequence, and by the number of sequences of one token.
+        Sizes that the context has no room for are left out.
+    """
+    end = len(prompt)
+    context.truncate(end)
+    room = min(context.n_ctx - end, context.batch_size)
+    token = prompt[0]
+
+    def seconds(chunks: list[Chunk]) -> float:
+        times = []
+        for _ in range(max(runs, STEP_RUNS)):
+            began = time.perf_counter()
+            row = context.run(chunks)[-1]
+            context.logits(row)
+            times.append(time.perf_counter() - began)
+            for chunk in chunks:
+                context.truncate(end, chunk.sequence)
+        return statistics.median(times)
+
+    step_s = {
+        size: seconds([Chunk(0, end, [token] * size, size)])
+        for size in STEP_TOKENS
+        if size <= min(room, context.max_outputs)
+    }
+    if not context.divisible:
+        return step_s, {}
+    for sequence in range(1, max(STEP_SEQUENCES)):
+        context.share(0, sequence, end)
+    sequences_s = {
+        count: seconds([Chunk(sequence, end, [token], 1) for sequence in range(count)])
+        for count in STEP_SEQUENCES
+        if count <= room
+    }
+    return step_s, sequences_s
 
 
 def _say(**message: object) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from tierwise.evaluation.tasks import SUITE_NAME, Task, summarize
 from tierwise.runtime.chat import Reply
 from tierwise.runtime.errors import CallError
 from tierwise.runtime.family import SuiteResult
-from tierwise.runtime.loaded_tier import LoadedTier
+from tierwise.runtime.loaded_tier import LoadedTier, ReplyStream
+
+AT_ONCE = 8
+"""Tasks that share a tier: one alone would leave most of the processor's arithmetic idle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,21 +30,41 @@ def run_suite(
     tier: LoadedTier,
     tasks: Sequence[Task],
     *,
+    at_once: int = AT_ONCE,
     progress: Callable[[str, float], None] | None = None,
 ) -> tuple[Outcome, ...]:
-    """Lets a tier answer every task. A task that it cannot take at all counts as failed."""
+    """Lets a tier answer every task. A task that it cannot take at all counts as failed.
+
+    Args:
+        at_once: Tasks in progress at the same time.
+    """
+    waiting: deque[tuple[Task, ReplyStream | None]] = deque()
     outcomes: list[Outcome] = []
     right = 0
-    for number, task in enumerate(tasks, start=1):
-        try:
-            reply = tier.reply(replace(task.call, timeout_s=None))
-            passed = task.check(reply)
-        except CallError:
-            reply, passed = Reply(), False
+
+    def collect() -> None:
+        nonlocal right
+        task, stream = waiting.popleft()
+        reply, passed = Reply(), False
+        if stream is not None:
+            with suppress(CallError):
+                reply = stream.reply()
+                passed = task.check(reply)
         right += passed
         outcomes.append(Outcome(task, reply, passed))
         if progress is not None:
-            progress(f"{right} right of {number}", number / len(tasks))
+            progress(f"{right} right of {len(outcomes)}", len(outcomes) / len(tasks))
+
+    for task in tasks:
+        try:
+            stream = tier.stream(replace(task.call, timeout_s=None))
+        except CallError:
+            stream = None
+        waiting.append((task, stream))
+        if len(waiting) >= at_once:
+            collect()
+    while waiting:
+        collect()
     return tuple(outcomes)
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from tierwise.runtime.chat import Call, JSONObject, Reply
 from tierwise.runtime.family import Estimate, SuiteResult
 
-SUITE_NAME = "tierwise-tools-1"
+SUITE_NAME = "tierwise-tools-2"
 """Name and version of the suite: results compare only under the same name, seed and number."""
 
 Grade = Literal["easy", "medium", "hard"]

@@ -270,10 +270,13 @@ def show(folder: Folder, as_json: AsJson = False) -> None:
 
     JSON: {"folder", "created", "tierwise", "base", "total_bytes", "reference_call", "tiers",
     "dropped"}. Each tier has "name", "path", "bytes", "layers", "quantization",
-    "kl_mean_nats", "kl_p999_nats", "top1_agreement", "perplexity", "task_success", and under
-    "this_machine": "prefill_tokens_per_s", "decode_tokens_per_s", "load_s", "resident_bytes",
-    "reference_call_s", "estimated". Shares are {"value", "n", "low", "high"}. What was not
-    measured is null.
+    "kl_mean_nats", "kl_p999_nats", "top1_agreement", "perplexity", "task_success", "kv_q8_0"
+    (how far a KV cache of q8_0 takes it from itself: "kl_mean_nats", "kl_p999_nats",
+    "top1_agreement"), and under "this_machine": "prefill_tokens_per_s", "decode_tokens_per_s",
+    "load_s", "resident_bytes", "reference_call_s", "step_s" (seconds of a decode step by tokens
+    of one sequence), "sequences_s" (by sequences of one token), "kv_q8_0_speed" ("prefill" and
+    "decode" as multiples of f16's), "estimated". Shares are {"value", "n", "low", "high"}. What
+    was not measured is null or empty.
     """
     from tierwise.runtime.family import Family
 

@@ -1,13 +1,11 @@
-"""LangChain's messages, tools and schemas, turned into a `Call` and back."""
+"""LangChain's messages, tools and schemas, in the plain form that a `Call` holds."""
 
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import (
     AIMessage,
     BaseMessage,
@@ -17,16 +15,11 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
-from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
-from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
-from langchain_core.outputs import Generation
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
-from pydantic import TypeAdapter, ValidationError
 
 from tierwise.routing.budget import Budget
-from tierwise.routing.cascade import Answer
-from tierwise.runtime.chat import JSONObject, Message, Role, Tool, ToolCall, Usage
+from tierwise.runtime.chat import JSONObject, Message, Role, Tool, ToolCall
 from tierwise.runtime.errors import ConfigError, UnsupportedContentError
 
 _ROLES: dict[str, Role] = {
@@ -62,7 +55,7 @@ def to_messages(messages: Iterable[BaseMessage]) -> tuple[Message, ...]:
                 for c in message.tool_calls
             )
             names |= {call.id: call.name for call in calls}
-            out.append(Message("assistant", text, tool_calls=calls))
+            out.append(Message("assistant", text, tool_calls=calls, reasoning=_reasoning(message)))
         elif isinstance(message, ToolMessage):
             out.append(
                 Message(
@@ -112,6 +105,16 @@ def _text(message: BaseMessage) -> str:
                 "read text only. Remove it, or describe it in words."
             )
     return "\n".join(part for part in parts if part)
+
+
+def _reasoning(message: AIMessage) -> str:
+    """What the model thought, in LangChain's standard blocks; some templates show it again."""
+    if isinstance(message.content, str):
+        return ""
+    blocks = (block for block in message.content if isinstance(block, dict))
+    return "\n".join(
+        str(block.get("reasoning", "")) for block in blocks if block.get("type") == "reasoning"
+    )
 
 
 def to_tools(
@@ -221,71 +224,3 @@ def to_budget(budget: Any) -> Budget:
     if not isinstance(budget, Budget):
         raise ConfigError(f"budget {budget!r} is neither a Budget nor a dictionary of its fields")
     return budget
-
-
-def checked(name: str, value: Any, kind: Any) -> Any:
-    """The value of an option, as pydantic reads it for a field of that kind.
-
-    Raises:
-        ConfigError: It is not of that kind.
-    """
-    try:
-        return TypeAdapter(kind).validate_python(value)
-    except ValidationError as error:
-        raise ConfigError(f"{name} cannot be {value!r}: {error.errors()[0]['msg']}") from error
-
-
-class WholeJsonParser(JsonOutputParser):
-    """Refuses JSON that was cut off, where LangChain's own would close it and go on as if it
-    were whole. What is streamed may be partial."""
-
-    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
-        if partial:
-            return super().parse_result(result, partial=True)
-        text = result[0].text
-        try:
-            return json.loads(text)
-        except ValueError as error:
-            raise OutputParserException(
-                f"the reply is no whole JSON ({error}): {text!r}. If it was cut off, allow more "
-                "max_tokens.",
-                llm_output=text,
-            ) from error
-
-
-class WholePydanticParser(PydanticOutputParser[Any], WholeJsonParser):
-    """The same, for a pydantic class."""
-
-
-def to_ai_message(answer: Answer) -> AIMessage:
-    """The reply as LangChain wants it; ``response_metadata`` tells how it came about."""
-    reply = answer.reply
-    return AIMessage(
-        content=reply.text,
-        tool_calls=[
-            {"name": c.name, "args": dict(c.arguments), "id": _new_id(), "type": "tool_call"}
-            for c in reply.tool_calls
-        ],
-        usage_metadata=to_usage(reply.usage),
-        response_metadata={
-            "model_provider": "tierwise",
-            "model_name": answer.final.decision.tier,
-            "finish_reason": reply.finish_reason,
-            "confidence": round(reply.confidence, 4),
-            **answer.to_json(),
-        },
-    )
-
-
-def _new_id() -> str:
-    return f"call_{uuid.uuid4().hex[:24]}"
-
-
-def to_usage(usage: Usage) -> UsageMetadata:
-    """Token counts; prompt tokens that were cached are told apart."""
-    return UsageMetadata(
-        input_tokens=usage.prompt_tokens,
-        output_tokens=usage.completion_tokens,
-        total_tokens=usage.prompt_tokens + usage.completion_tokens,
-        input_token_details=InputTokenDetails(cache_read=usage.cached_tokens),
-    )

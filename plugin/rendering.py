@@ -129,6 +129,7 @@ def _tier_rows(family: Family) -> Sequence[tuple[str, Callable[[Tier], str]]]:
         ("KL 99.9 %, nats", lambda tier: _figure(tier, lambda d: f"{d.kl_p999:.3f}")),
         ("top-1 agreement", lambda tier: _figure(tier, lambda d: f"{d.top1_agreement.value:.1%}")),
         (f"perplexity{_base_perplexity(family)}", lambda tier: _figure(tier, _perplexity)),
+        ("KL of a q8_0 KV cache, nats", _kv_divergence),
         ("task success (95 % interval)", _success),
     )
 
@@ -152,6 +153,11 @@ def _on_machine(cell: Callable[[Profile], str], profile: Profile) -> str:
 def _figure(tier: Tier, text: Callable[[Divergence], str]) -> str:
     divergence = tier.quality.divergence
     return UNKNOWN if divergence is None else text(divergence)
+
+
+def _kv_divergence(tier: Tier) -> str:
+    divergence = tier.quality.kv_q8_0
+    return UNKNOWN if divergence is None else f"{divergence.kl_mean:.5f}"
 
 
 def _layers(tier: Tier, base_layers: int) -> str:
@@ -223,9 +229,9 @@ def family_json(family: Family, profiles: Mapping[str, Profile]) -> dict[str, An
     reply_tokens}, tiers, dropped {name: reason}``. Of each tier: ``name, path, sha256, bytes,
     parameters, layers, context_tokens, kv_bytes_per_token, origin, quantization,
     pruned_layers, kl_mean_nats, kl_p999_nats, top1_agreement, perplexity, base_perplexity,
-    task_success, this_machine``. Shares are ``{value, n, low, high}`` with a 95 % interval.
-    ``this_machine``: ``estimated, prefill_tokens_per_s, decode_tokens_per_s, load_s,
-    resident_bytes, reference_call_s``.
+    kv_q8_0, task_success, this_machine``. Shares are ``{value, n, low, high}`` with a 95 %
+    interval. ``this_machine``: ``estimated, prefill_tokens_per_s, decode_tokens_per_s, load_s,
+    resident_bytes, reference_call_s, step_s, sequences_s, kv_q8_0_speed {prefill, decode}``.
     """
     return {
         "folder": str(family.folder),
@@ -258,6 +264,7 @@ def _tier_json(family: Family, tier: Tier, profile: Profile | None) -> dict[str,
         "top1_agreement": _share(None if divergence is None else divergence.top1_agreement),
         "perplexity": None if divergence is None else _finite(divergence.perplexity),
         "base_perplexity": None if divergence is None else _finite(divergence.base_perplexity),
+        "kv_q8_0": _kv_json(tier.quality.kv_q8_0),
         "task_success": _share(None if tools is None else tools.overall),
         "this_machine": None if profile is None else _machine_json(profile),
     }
@@ -271,6 +278,19 @@ def _machine_json(profile: Profile) -> dict[str, Any]:
         "load_s": profile.load_s,
         "resident_bytes": profile.resident_bytes,
         "reference_call_s": reference_seconds(profile),
+        "step_s": {str(size): step for size, step in profile.step_s.items()},
+        "sequences_s": {str(count): step for count, step in profile.sequences_s.items()},
+        "kv_q8_0_speed": None if profile.kv_q8_0 is None else profile.kv_q8_0.model_dump(),
+    }
+
+
+def _kv_json(divergence: Divergence | None) -> dict[str, Any] | None:
+    if divergence is None:
+        return None
+    return {
+        "kl_mean_nats": _finite(divergence.kl_mean),
+        "kl_p999_nats": _finite(divergence.kl_p999),
+        "top1_agreement": _share(divergence.top1_agreement),
     }
 
 

@@ -13,8 +13,9 @@ from typing import Any
 from rich.console import Console
 
 from tierwise.plugin.rendering import make_console, say
+from tierwise.routing.answer import Answer
 from tierwise.routing.budget import Budget
-from tierwise.routing.cascade import Answer, stream_answer
+from tierwise.routing.cascade import stream_answer
 from tierwise.routing.decision import Decision
 from tierwise.routing.router import Router
 from tierwise.runtime.chat import Call, Message, Sampling, Tool
@@ -74,17 +75,17 @@ class Conversation:
         """
         call = self._call.with_messages(Message("user", prompt))
         said: list[str] = []
-        with closing(stream_answer(self.router, call, pin=self.pin)) as stream:
-            while True:
-                try:
-                    said.append(next(stream))
-                    show(said[-1])
-                except StopIteration as done:
-                    self.last = done.value
-                    break
-                except KeyboardInterrupt:
-                    self._call = call.with_messages(Message("assistant", "".join(said)))
-                    raise
+        with closing(stream_answer(self.router, call, pin=self.pin)) as events:
+            try:
+                for event in events:
+                    if isinstance(event, Answer):
+                        self.last = event
+                    elif not event.reasoning:
+                        said.append(event.text)
+                        show(event.text)
+            except KeyboardInterrupt:
+                self._call = call.with_messages(Message("assistant", "".join(said)))
+                raise
         assert self.last is not None
         self._call = call.with_messages(Message("assistant", self.last.reply.text))
         return self.last

@@ -2,18 +2,22 @@
 
 What a later escalation would take back is never shown: text leaves as it comes, and once some
 has left the reply stands; tool calls are held until they are verified.
+
+`_Cascade` and `_Try` decide and wait for nothing; the two drivers, `stream_answer` for threads
+and `astream_answer` for coroutines, do the waiting.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
-from collections.abc import Generator, Iterator
-from contextlib import closing
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
 
+from tierwise.routing.answer import Answer, Attempt
 from tierwise.routing.budget import Budget
 from tierwise.routing.decision import Decision
 from tierwise.routing.router import Router, context_needed
@@ -26,77 +30,19 @@ from tierwise.runtime.errors import (
     NoFeasibleTierError,
     OutOfMemoryError,
 )
+from tierwise.runtime.lease import Lease
+from tierwise.runtime.loaded_tier import ReplyStream
 from tierwise.runtime.pool import WAIT_S
+from tierwise.runtime.reply_parser import Piece
 
 logger = logging.getLogger("tierwise.routing")
 
 UNREACHABLE = (FamilyError, ModelError, OutOfMemoryError, EngineError)
 """Failures of a tier, not of the call: another tier may still answer."""
 
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One tier's try."""
-
-    decision: Decision
-    reply: Reply
-    seconds: float
-    problem: str
-    """What verification found; "" for nothing."""
-    events: tuple[str, ...] = ()
-    """What the pool did for it: tiers loaded and unloaded."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The reply that stands, and how it came about."""
-
-    attempts: tuple[Attempt, ...]
-
-    @property
-    def final(self) -> Attempt:
-        """The last attempt without a problem, or the last of all."""
-        good = [attempt for attempt in self.attempts if not attempt.problem]
-        return (good or self.attempts)[-1]
-
-    @property
-    def reply(self) -> Reply:
-        return self.final.reply
-
-    @property
-    def escalated(self) -> bool:
-        """Whether more than one tier was asked."""
-        return len({attempt.decision.tier for attempt in self.attempts}) > 1
-
-    @property
-    def seconds(self) -> float:
-        """Of all attempts together."""
-        return sum(attempt.seconds for attempt in self.attempts)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for ``response_metadata``."""
-        final = self.final
-        forecast = final.decision.forecast
-        return {
-            "tier": final.decision.tier,
-            "reason": final.decision.reason,
-            "predicted_s": round(forecast.seconds, 4),
-            "actual_s": round(final.seconds, 4),
-            "total_s": round(self.seconds, 4),
-            "escalated": self.escalated,
-            "problem": final.problem,
-            "attempts": [
-                {
-                    "tier": attempt.decision.tier,
-                    "predicted_s": round(attempt.decision.forecast.seconds, 4),
-                    "actual_s": round(attempt.seconds, 4),
-                    "problem": attempt.problem,
-                    "events": list(attempt.events),
-                }
-                for attempt in self.attempts
-            ],
-            "decision": final.decision.to_json(),
-        }
+USUAL_REPLY = 256
+"""Tokens: few replies are longer, whatever their limit. Where many calls run at once, a tier's
+context is made to hold so much for each."""
 
 
 def answer(
@@ -112,13 +58,20 @@ def answer(
         NoFeasibleTierError: No tier fits budget and machine.
         ContextOverflowError, ToolSchemaError, CallTimeoutError: The call cannot be answered.
     """
-    stream = stream_answer(router, call, budget=budget, pin=pin, hold=True)
-    while True:
-        try:
-            next(stream)
-        except StopIteration as done:
-            result: Answer = done.value
-            return result
+    (result,) = stream_answer(router, call, budget=budget, pin=pin, hold=True)
+    assert isinstance(result, Answer)
+    return result
+
+
+async def aanswer(
+    router: Router, call: Call, *, budget: Budget | None = None, pin: str | None = None
+) -> Answer:
+    """`answer` for coroutines. Cancelling it cancels what runs."""
+    events = astream_answer(router, call, budget=budget, pin=pin, hold=True)
+    async with aclosing(events):
+        result = await anext(events)
+    assert isinstance(result, Answer)
+    return result
 
 
 def stream_answer(
@@ -128,118 +81,243 @@ def stream_answer(
     budget: Budget | None = None,
     pin: str | None = None,
     hold: bool = False,
-) -> Generator[str, None, Answer]:
-    """Yields text as it comes and returns the `Answer`; raises what `answer` raises.
+) -> Generator[Piece | Answer, None, None]:
+    """Yields the reply's pieces as they come and, last, the `Answer`; raises what `answer` raises.
 
-    Closing the generator cancels what runs.
+    The pieces join to the reply's text and reasoning. Closing the generator cancels what runs.
 
     Args:
-        hold: Yield nothing, so that a text reply too may be given up for a better tier's.
+        hold: Yield no pieces, so that a text reply too may be given up for a better tier's.
     """
-    budget = budget or router.budget
-    if budget.reply_tokens is not None:
-        call = replace(call, max_tokens=min(call.max_tokens or 1 << 30, budget.reply_tokens))
-    attempts: list[Attempt] = []
-    unreachable: dict[str, str] = {}
-    above: str | None = None
-    shown = False
-    began = time.monotonic()
-    deadline = None if call.timeout_s is None else time.monotonic() + call.timeout_s
-    while True:
+    cascade = _Cascade(router, call, budget, pin, hold)
+    while (attempt := cascade.next()) is not None:
         try:
-            left = budget.after(time.monotonic() - began) if attempts or unreachable else budget
-            decision = router.decide(call, budget=left, above=above, without=unreachable, pin=pin)
-        except NoFeasibleTierError as error:
-            if attempts:  # nobody above can take it: what we have stands
-                break
-            if unreachable:
-                details = "; ".join(f"{name}: {why}" for name, why in unreachable.items())
-                raise NoFeasibleTierError(f"{error} Out of reach: {details}") from error
-            raise
-        if above is not None:
-            reason = f"escalated from {above}: {attempts[-1].problem}"
-            decision = replace(decision, reason=reason)
-        try:
-            blank = ""  # a reply that never gets beyond white space may still be given up
-            for text in (run := _Run(router, call, decision, budget, deadline)):
-                blank += text
-                if not hold and (shown or blank.strip()):
-                    shown = True
-                    yield blank
-                    blank = ""
-            attempt = run.attempt()
+            with attempt.acquire() as lease, attempt.start(lease) as stream:
+                for piece in stream:
+                    yield from attempt.show(piece)
+                attempt.finish(stream.reply())
         except UNREACHABLE as error:
-            logger.warning("tier %s is out of reach: %s", decision.tier, error)
-            unreachable[decision.tier] = str(error)
-            if pin is not None or shown:
+            if not cascade.goes_on_without(attempt, error):
                 raise
-            continue
-        attempts.append(attempt)
-        above = decision.tier
-        if not attempt.problem or shown or pin is not None or not router.better_than(above):
-            break
-    if _repeats_itself(call, attempts[-1]) and not call.must_call:
-        # No tier sees that the tool has answered: have the result told in words, else the
-        # agent would ask the same for ever.
-        final = attempts[-1].decision
-        words = replace(call, tool_choice="none")
-        told = replace(final, reason=attempts[-1].problem)
-        for text in (run := _Run(router, words, told, budget, deadline)):
-            if not hold:
-                yield text
-        attempts.append(run.attempt())
-    result = Answer(tuple(attempts))
-    router.learn(call, result.final.decision.tier, result.reply.usage)
-    return result
+    yield from cascade.still_held()
+    yield cascade.answer()
 
 
-class _Run:
-    """One tier's try: iterate for its text, then ask for the attempt."""
+async def astream_answer(
+    router: Router,
+    call: Call,
+    *,
+    budget: Budget | None = None,
+    pin: str | None = None,
+    hold: bool = False,
+) -> AsyncGenerator[Piece | Answer, None]:
+    """`stream_answer` for coroutines. A thread is held only while a tier is loaded."""
+    cascade = _Cascade(router, call, budget, pin, hold)
+    while (attempt := cascade.next()) is not None:
+        try:
+            lease = attempt.try_acquire()
+            if lease is None:
+                lease = await asyncio.to_thread(attempt.acquire)
+            with lease, attempt.start(lease) as stream:
+                async for piece in stream:
+                    for shown in attempt.show(piece):
+                        yield shown
+                attempt.finish(await stream.areply())
+        except UNREACHABLE as error:
+            if not cascade.goes_on_without(attempt, error):
+                raise
+    for piece in cascade.still_held():
+        yield piece
+    yield cascade.answer()
+
+
+class _Cascade:
+    """The tries at one call: which came, and which comes next."""
 
     def __init__(
-        self,
-        router: Router,
-        call: Call,
-        decision: Decision,
-        budget: Budget,
-        deadline: float | None,
+        self, router: Router, call: Call, budget: Budget | None, pin: str | None, hold: bool
     ) -> None:
-        self._router = router
-        self._call = call
-        self._decision = decision
-        self._budget = budget
-        self._deadline = deadline
-        self._done: tuple[Reply, float, tuple[str, ...]] | None = None
+        self.router = router
+        self.budget = budget or router.budget
+        self.pin = pin
+        self.hold = hold
+        if (most := self.budget.reply_tokens) is not None:
+            call = replace(call, max_tokens=min(call.max_tokens or most, most))
+        self.call = call
+        self._began = time.monotonic()
+        self._deadline = None if call.timeout_s is None else self._began + call.timeout_s
+        self._done: list[_Try] = []
+        self._unreachable: dict[str, str] = {}
+        self._in_words = False
 
-    def __iter__(self) -> Iterator[str]:
-        began = time.perf_counter()
-        call, decision = self._call, self._decision
-        tier = self._router.family.tier(decision.tier)
-        room = context_needed(call, decision.prompt_tokens, self._budget, tier)
-        wait = min(WAIT_S, self._left())
-        with self._router.pool.acquire(
-            tier, context_tokens=room, memory_bytes=self._budget.memory, timeout_s=wait
-        ) as lease:
-            if self._deadline is not None:
-                call = replace(call, timeout_s=self._left())
-            with closing(lease.tier.stream(call)) as stream:
-                yield from stream
-                reply = stream.reply()
-        self._done = reply, time.perf_counter() - began, lease.events
+    def next(self) -> _Try | None:
+        """The next try; None when the reply stands.
 
-    def _left(self) -> float:
+        Raises:
+            NoFeasibleTierError, ContextOverflowError: As in `answer`.
+        """
+        if not self._done:
+            return _Try(self, self._decide(None))
+        last = self._done[-1]
+        if last.may_be_given_up and last.outcome.problem:
+            try:
+                return _Try(self, self._decide(last))
+            except NoFeasibleTierError:
+                pass  # nobody above can take it: what we have stands
+        if self._in_words or not _repeats_itself(last.call, last.outcome) or last.call.must_call:
+            return None
+        # No tier sees that the tool has answered: have the result told in words, else the
+        # agent would ask the same for ever.
+        self._in_words = True
+        decision = replace(
+            last.decision,
+            reason=last.outcome.problem,
+            call=replace(last.call, tool_choice="none"),
+            prompt=(),
+        )
+        return _Try(self, decision)
+
+    def _decide(self, last: _Try | None) -> Decision:
+        """The cheapest tier that will do, or that is better than the one tried last."""
+        budget = self.budget
+        if last or self._unreachable:
+            budget = budget.after(time.monotonic() - self._began)
+        above = last.decision.tier if last else None
+        try:
+            decision = self.router.decide(
+                self.call, budget=budget, above=above, without=self._unreachable, pin=self.pin
+            )
+        except NoFeasibleTierError as error:
+            if not self._unreachable:
+                raise
+            details = "; ".join(f"{name}: {why}" for name, why in self._unreachable.items())
+            raise NoFeasibleTierError(f"{error} Out of reach: {details}") from error
+        if last:
+            reason = f"escalated from {above}: {last.outcome.problem}"
+            decision = replace(decision, reason=reason)
+        return decision
+
+    def finished(self, attempt: _Try) -> None:
+        self._done.append(attempt)
+
+    def goes_on_without(self, attempt: _Try, error: Exception) -> bool:
+        """Whether another tier may be tried in place of one that failed."""
+        name = attempt.decision.tier
+        logger.warning("tier %s is out of reach: %s", name, error)
+        self._unreachable[name] = str(error)
+        return self.pin is None and not attempt.shown and not self._in_words
+
+    def still_held(self) -> Sequence[Piece]:
+        """The final reply, where none of it was shown until it was sure to stand."""
+        if self.hold or any(attempt.shown for attempt in self._done):
+            return ()
+        reply = self._answer().reply
+        pieces = Piece(reply.reasoning, reasoning=True), Piece(reply.text, reasoning=False)
+        return [piece for piece in pieces if piece.text]
+
+    def answer(self) -> Answer:
+        """The answer; the router learns from it."""
+        result = self._answer()
+        self.router.learn(self.call, result.final.decision.tier, result.reply.usage)
+        return result
+
+    def _answer(self) -> Answer:
+        return Answer(tuple(attempt.outcome for attempt in self._done))
+
+    @property
+    def left_s(self) -> float:
         """Seconds to the deadline; infinite without one."""
         return math.inf if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
-    def attempt(self) -> Attempt:
-        """What came of it; only after the iteration has ended."""
-        assert self._done is not None
-        reply, seconds, events = self._done
-        return Attempt(self._decision, reply, seconds, verify(self._call, reply), events)
+
+class _Try:
+    """One tier's try at the call."""
+
+    outcome: Attempt
+    """Once it is finished."""
+
+    def __init__(self, cascade: _Cascade, decision: Decision) -> None:
+        self.call = decision.call or cascade.call
+        self.decision = decision
+        self.shown = False
+        self._held: list[Piece] = []
+        self._cascade = cascade
+        self._router = cascade.router
+        self._tier = self._router.family.tier(decision.tier)
+        self._began = time.perf_counter()
+
+    @property
+    def may_be_given_up(self) -> bool:
+        """Whether a better tier's reply may still take the place of this one."""
+        better = self._router.better_than(self._tier.name)
+        return bool(better) and not self.shown and self._cascade.pin is None
+
+    def acquire(self) -> Lease:
+        """The tier, once it is loaded."""
+        return self._router.pool.acquire(
+            self._tier,
+            context_tokens=self._most_tokens,
+            expected_tokens=self._expected_tokens,
+            memory_bytes=self._cascade.budget.memory,
+            timeout_s=min(WAIT_S, self._cascade.left_s),
+        )
+
+    def try_acquire(self) -> Lease | None:
+        """The tier, if it is loaded."""
+        return self._router.pool.try_acquire(
+            self._tier,
+            context_tokens=self._most_tokens,
+            expected_tokens=self._expected_tokens,
+            memory_bytes=self._cascade.budget.memory,
+        )
+
+    @property
+    def _most_tokens(self) -> int:
+        tokens = self.decision.prompt_tokens
+        return context_needed(self.call, tokens, self._cascade.budget, self._tier)
+
+    @property
+    def _expected_tokens(self) -> int:
+        return min(self._most_tokens, self.decision.prompt_tokens + USUAL_REPLY)
+
+    def start(self, lease: Lease) -> ReplyStream:
+        """Has the tier answer."""
+        self._events = lease.events
+        call = self.call
+        if call.timeout_s is not None:
+            call = replace(call, timeout_s=self._cascade.left_s)
+        return lease.tier.stream(call, self.decision.prompt or None)
+
+    def show(self, piece: Piece) -> Sequence[Piece]:
+        """What may leave now that this piece has come.
+
+        Nothing while there is only white space, or reasoning that may still be given up. What
+        has left binds: the reply stands.
+        """
+        if self._cascade.hold:
+            return ()
+        self._held.append(piece)
+        binding = piece.text.strip() and not (piece.reasoning and self._only_thinks_aloud)
+        if not (self.shown or binding):
+            return ()
+        self.shown = True
+        ready, self._held = self._held, []
+        return ready
+
+    @property
+    def _only_thinks_aloud(self) -> bool:
+        return self.may_be_given_up or bool(self.call.usable_tools)
+
+    def finish(self, reply: Reply) -> None:
+        """Verifies the whole reply."""
+        seconds = time.perf_counter() - self._began
+        problem = verify(self.call, reply)
+        self.outcome = Attempt(self.decision, reply, seconds, problem, self._events)
+        self._cascade.finished(self)
 
 
 def _repeats_itself(call: Call, attempt: Attempt) -> bool:
     return bool(attempt.problem) and is_new(call, attempt.reply) is not None
 
 
-__all__ = ["Answer", "Attempt", "answer", "stream_answer"]
+__all__ = ["Answer", "Attempt", "aanswer", "answer", "astream_answer", "stream_answer"]

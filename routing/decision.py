@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tierwise.runtime.chat import Call
 from tierwise.runtime.units import show_bytes
 
 
@@ -30,13 +31,26 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Which tier answers a call, and why."""
+    """Which tier answers a call, and why.
+
+    Args:
+        tier: Its name.
+        reason: In one English sentence.
+        difficulty: 0..1, as the router's estimator judged the call.
+        prompt_tokens: Length of ``prompt``.
+        forecasts: Of every tier.
+        prompt: The tokens that the tier is to be given, so that nobody renders them again.
+        call: What ``prompt`` was made of, where the conversation was trimmed; None for the
+            call as it came.
+    """
 
     tier: str
     reason: str
     difficulty: float
     prompt_tokens: int
     forecasts: tuple[Forecast, ...]
+    prompt: tuple[int, ...] = field(default=(), repr=False, compare=False)
+    call: Call | None = field(default=None, repr=False, compare=False)
 
     @property
     def forecast(self) -> Forecast:
@@ -44,8 +58,14 @@ class Decision:
         return next(f for f in self.forecasts if f.tier == self.tier)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, for ``response_metadata`` and ``--json``."""
-        return asdict(self)
+        """Plain data, for ``response_metadata`` and ``--json``; without prompt and call."""
+        return {
+            "tier": self.tier,
+            "reason": self.reason,
+            "difficulty": self.difficulty,
+            "prompt_tokens": self.prompt_tokens,
+            "forecasts": [asdict(forecast) for forecast in self.forecasts],
+        }
 
     def table(self) -> str:
         """Every tier with its forecast and verdict, for people."""

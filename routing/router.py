@@ -21,9 +21,11 @@ from tierwise.runtime.errors import (
     TierwiseError,
 )
 from tierwise.runtime.family import Family, Tier
+from tierwise.runtime.lease import ResidentTier
 from tierwise.runtime.pool import Pool
 from tierwise.runtime.profile import Profile, family_profiles
-from tierwise.runtime.resources import ResourceProbe, Resources, probe
+from tierwise.runtime.resources import ResourceProbe, Resources, recent_probe
+from tierwise.runtime.trim import trim
 
 DEFAULT_REPLY_ROOM = 1024
 """Tokens of context kept free for a reply of unknown length."""
@@ -52,7 +54,7 @@ class Router:
         budget: For calls that bring none of their own.
         difficulty: 0..1 for a call.
         policy: Chooses among the forecasts.
-        probe: What the machine has now.
+        probe: What the machine has now, or had a moment ago.
         profiles: Speed by tier name, instead of what was measured on this machine.
         tiers: Names of the tiers that may be used; all by default.
 
@@ -68,7 +70,7 @@ class Router:
         *,
         difficulty: DifficultyEstimator = structural_difficulty,
         policy: Policy = feasible_first,
-        probe: ResourceProbe = probe,
+        probe: ResourceProbe = recent_probe,
         profiles: Mapping[str, Profile] | None = None,
         tiers: Iterable[str] | None = None,
     ) -> None:
@@ -101,7 +103,9 @@ class Router:
         without: Iterable[str] = (),
         pin: str | None = None,
     ) -> Decision:
-        """The tier for a call.
+        """The tier for a call, and the prompt that it is to be given.
+
+        With ``call.overflow == "trim"``, a conversation too long for every context is trimmed.
 
         Args:
             budget: Instead of the router's own.
@@ -111,26 +115,38 @@ class Router:
 
         Raises:
             NoFeasibleTierError: No tier fits; lists what each would need.
-            ContextOverflowError: Prompt and reply are longer than any tier's context.
+            ContextOverflowError: Prompt and reply are longer than any tier's context (trimmed,
+                if that was asked for).
             ConfigError: ``pin`` or ``above`` names no tier.
         """
         budget = budget or self.budget
         resources = self._probe()
-        prompt = self.pool.prompt(call)
+        excluded = self._excluded(above, without, pin)
+        prompt, trimmed = self._prompt(call, budget, excluded)
         longest = max(self.tiers, key=lambda tier: tier.context_tokens)
         room = context_needed(call, len(prompt), budget, longest)
         if room > longest.context_tokens:
+            left_out = " without the turns in its middle" if trimmed else ""
             raise ContextOverflowError(
-                f"the prompt has {len(prompt):,} tokens and the reply may have "
+                f"the prompt has {len(prompt):,} tokens{left_out} and the reply may have "
                 f"{room - len(prompt):,}; the longest context of the enabled tiers is "
                 f"{longest.context_tokens:,}. Shorten the conversation or the tools, or lower "
                 "max_tokens."
             )
         difficulty = self._difficulty(call)
         success = self._success(difficulty)
-        excluded = self._excluded(above, without, pin)
+        resident = self.pool.resident()
         forecasts = [
-            self._forecast(tier, call, prompt, success[tier.name], budget, resources, excluded)
+            self._forecast(
+                tier,
+                call,
+                prompt,
+                success[tier.name],
+                budget,
+                resources,
+                resident.get(tier.name),
+                excluded.get(tier.name),
+            )
             for tier in self.tiers
         ]
         if pin is not None:
@@ -138,7 +154,9 @@ class Router:
         else:
             current = self._current.get(_conversation(call))
             name, reason, forecasts_ = self._policy(forecasts, budget, current)
-        return Decision(name, reason, difficulty, len(prompt), tuple(forecasts_))
+        return Decision(
+            name, reason, difficulty, len(prompt), tuple(forecasts_), prompt=prompt, call=trimmed
+        )
 
     def explain(self, call: Call, *, budget: Budget | None = None) -> Decision:
         """Prints every tier with forecast and verdict, and returns the decision."""
@@ -160,6 +178,23 @@ class Router:
         """The enabled tiers of better quality, the nearest first."""
         names = [t.name for t in self.tiers]
         return self.tiers[names.index(tier) + 1 :] if tier in names else ()
+
+    def _prompt(
+        self, call: Call, budget: Budget, excluded: Mapping[str, str]
+    ) -> tuple[tuple[int, ...], Call | None]:
+        """The prompt in tokens, and the call that it is of where that had to be trimmed."""
+        prompt = self.pool.prompt(call)
+        if call.overflow == "error":
+            return prompt, None
+        tiers = [tier for tier in self.tiers if tier.name not in excluded] or self.tiers
+        context = max(tier.context_tokens for tier in tiers)
+        reply = _reply_limit(call, budget)
+        if reply is None:
+            reply = min(DEFAULT_REPLY_ROOM, context // 4)
+        if len(prompt) <= context - reply:
+            return prompt, None
+        shorter = trim(call, lambda some: len(self.pool.prompt(some)), context - reply)
+        return (prompt, None) if shorter is call else (self.pool.prompt(shorter), shorter)
 
     def _excluded(
         self, above: str | None, without: Iterable[str], pin: str | None
@@ -184,21 +219,21 @@ class Router:
         success: float,
         budget: Budget,
         resources: Resources,
-        excluded: Mapping[str, str],
+        resident: ResidentTier | None,
+        verdict: str | None,
     ) -> Forecast:
+        """``verdict`` says why the tier may not be chosen, whatever is forecast; None if it may."""
         profile = self._profiles[tier.name]
         room = context_needed(call, len(prompt), budget, tier)
-        resident = self.pool.resident().get(tier.name)
         # A tier whose context is too small is opened anew, and has nothing cached then.
         cold = resident is None or resident.context_tokens < room
         new = len(prompt) - (0 if cold else self.pool.cached_prefix(tier, prompt))
         length = self._lengths[_kind(call)]
-        limit = min(x for x in (call.max_tokens, budget.reply_tokens, 1 << 30) if x is not None)
-        chosen = min(length.chosen, limit)
+        limit = _reply_limit(call, budget)
+        chosen = length.chosen if limit is None else min(length.chosen, limit)
         # Forced tokens are read in batches, like a prompt.
         first = profile.seconds(new, 1, cold=cold)
         seconds = profile.seconds(new + round(length.forced), chosen, cold=cold)
-        verdict = excluded.get(tier.name)
         memory = 0
         if verdict is None:
             try:
@@ -245,11 +280,17 @@ def context_needed(call: Call, prompt_tokens: int, budget: Budget, tier: Tier) -
 
     A reply of unknown length gets `DEFAULT_REPLY_ROOM`, or what the model has left.
     """
-    limits = [x for x in (call.max_tokens, budget.reply_tokens) if x is not None]
-    if limits:
-        return prompt_tokens + min(limits)
+    limit = _reply_limit(call, budget)
+    if limit is not None:
+        return prompt_tokens + limit
     left = tier.context_tokens - prompt_tokens
     return prompt_tokens + max(1, min(DEFAULT_REPLY_ROOM, left))
+
+
+def _reply_limit(call: Call, budget: Budget) -> int | None:
+    """Tokens that the reply may have at most; None if nobody said."""
+    limits = [x for x in (call.max_tokens, budget.reply_tokens) if x is not None]
+    return min(limits, default=None)
 
 
 def _kind(call: Call) -> str:

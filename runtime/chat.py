@@ -41,6 +41,8 @@ class Message:
     tool_call_id: str = ""
     tool_name: str = ""
     tool_failed: bool = False
+    reasoning: str = ""
+    """What the model thought before this turn. Some templates (Qwen3) keep it for a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,12 @@ class Call:
         if self.tool_choice in ("auto", "any"):
             return self.tools
         return tuple(tool for tool in self.tools if tool.name == self.tool_choice)
+
+    @property
+    def shown_tools(self) -> tuple[Tool, ...]:
+        """The tools that the prompt tells of: all, even where one is named, so that the calls of
+        a conversation have their prompts' beginning in common; none where none may be used."""
+        return () if self.tool_choice == "none" else self.tools
 
     @property
     def must_call(self) -> bool:

@@ -1,100 +1,124 @@
-"""Renders a call through the model's own chat template, in a sandbox.
+"""Renders a call through the model's own chat template.
 
-Templates come from model files, so they are untrusted code: they run in Jinja's immutable
-sandbox. Where a template knows nothing of tools, they are described in the system prompt and
-tool results are told as user turns.
+The template tells how the model writes tool calls and whether it thinks before it answers: a
+small conversation is rendered once, and what the template made of it is looked at. Where a
+template knows nothing of tools, they are described in the system prompt and tool results are
+told as user turns.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import replace
-from datetime import datetime
-from typing import Any, NoReturn
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
 
-import jinja2
-import jinja2.ext
-import jinja2.meta
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
+from jinja2.exceptions import SecurityError
 
-from tierwise.runtime.chat import Call, Message
+from tierwise.runtime.chat import Call, JSONObject, Message, Tool, ToolCall
 from tierwise.runtime.errors import UnsupportedModelError
 from tierwise.runtime.llama import Model
-from tierwise.runtime.tool_format import HERMES, JSON_LINES, ToolFormat
+from tierwise.runtime.template_messages import (
+    alternating,
+    as_openai,
+    calls_as_text,
+    short_ids,
+    single_calls,
+    with_system,
+    without_system,
+)
+from tierwise.runtime.template_sandbox import Sandbox
+from tierwise.runtime.tool_format import (
+    JSON_LINES,
+    MISTRAL_FORMATS,
+    NATIVE_FORMATS,
+    PHI,
+    THINK_TAGS,
+    Thinking,
+    ToolFormat,
+)
 from tierwise.runtime.tool_prompt import DEMONSTRATION, as_plain, tool_prompt
 
 SCHEMA_PROMPT = "Answer with a JSON object of this schema: {schema}"
 
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
-class _GenerationTag(jinja2.ext.Extension):
-    """``{% generation %}`` marks, for training, what the model writes; here it does nothing."""
-
-    tags = {"generation"}  # noqa: RUF012 - declared so by Jinja
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Jinja as ``transformers`` sets it up for chat templates."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            extensions=["jinja2.ext.loopcontrols", _GenerationTag],
-        )
-        self.filters["tojson"] = _to_json
-        self.globals["raise_exception"] = _raise
-        self.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-
-
-def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:
-    # Jinja's own escapes <, > and & for HTML, which no model was trained on.
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _raise(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
+_MARK = re.compile("\ue000[0-9]+\ue001")
+_HELLO = Message("user", "Hello")
+_SYSTEM = Message("system", "Be brief.")
+_PROBE_ID = "probe0001"
+_PROBE_CALL = ToolCall("probe_tool", {"probe_argument": "x"}, id=_PROBE_ID)
+_PROBE_TOOL = Tool(
+    "probe_tool",
+    "Probes the template.",
+    {
+        "type": "object",
+        "properties": {"probe_argument": {"type": "string", "description": "Anything."}},
+        "required": ["probe_argument"],
+    },
+)
 
 
 class ChatTemplate:
-    """One model's chat template.
+    """One model's chat template. Safe to use from many threads.
 
     Args:
         source: Jinja text from the GGUF file.
+        tool_source: A second template, for calls with tools, where the file has one (Hermes).
         bos: Text of the model's beginning-of-sequence token, "" if it has none.
         eos: Text of its end-of-sequence token.
 
+    Attributes:
+        tool_format: How the model writes tool calls.
+        thinking: Whether its replies begin with a think block.
+        tags: Texts of special meaning in replies, of which a vocabulary may have tokens.
+
     Raises:
-        UnsupportedModelError: There is no template, or it is not valid Jinja.
+        UnsupportedModelError: There is no template, it is not valid Jinja, or it reads files.
     """
 
-    def __init__(self, source: str | None, *, bos: str = "", eos: str = "") -> None:
+    def __init__(
+        self,
+        source: str | None,
+        *,
+        tool_source: str | None = None,
+        bos: str = "",
+        eos: str = "",
+    ) -> None:
         if not source:
             raise UnsupportedModelError(
                 "this model has no chat template, so it cannot answer messages. Use an instruct "
                 "or chat version of it."
             )
-        try:
-            tree = _Sandbox().parse(source)
-            self._template = _Sandbox().from_string(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise UnsupportedModelError(f"the model's chat template is broken: {error}") from error
-        knows_tools = "tools" in jinja2.meta.find_undeclared_variables(tree)
-        hermes = knows_tools and "<tool_call>" in source
-        self.tool_format: ToolFormat = HERMES if hermes else JSON_LINES
+        self._sandbox = Sandbox()
+        self._template = self._sandbox.template(source)
+        self._tool_template = self._sandbox.template(tool_source) if tool_source else self._template
         self._tokens = {"bos_token": bos, "eos_token": eos}
+        self._data = Latest(_tool_data)
+        self._prompt = Latest(tool_prompt)
+        self._schema = Latest(_schema_text)
+        self.tool_format = JSON_LINES
+        # What this template wants, found by trying: an empty list where there are no tools
+        # (Hermes), and no system message, where it refuses that (Gemma 2) or moves it on to the
+        # latest turn (Mistral Nemo).
+        self._no_tools: list[Any] | None = None
+        if self._tried([_HELLO]) is None:
+            self._no_tools = []
+        grown = self._tried([_SYSTEM, _HELLO, Message("assistant", "Hi."), Message("user", "Bye")])
+        at = (grown or "").find(_SYSTEM.content)
+        self._has_system = grown is not None and 0 <= at < grown.index(_HELLO.content)
+        self.tool_format = self._find_format()
+        self.thinking = self._find_thinking(source)
+        think_tags = () if self.thinking == "no" else THINK_TAGS
+        self.tags = (*self.tool_format.tags, *think_tags)
 
     @classmethod
     def of(cls, model: Model) -> ChatTemplate:
         """The template in a model's file."""
         return cls(
             model.chat_template,
+            tool_source=model.metadata.get("tokenizer.chat_template.tool_use"),
             bos=model.token_text(model.bos),
             eos=model.token_text(model.eos),
         )
@@ -102,93 +126,168 @@ class ChatTemplate:
     def render(self, call: Call) -> str:
         """The prompt text of a call, up to where the reply starts.
 
+        The same messages give the same text, whatever is asked of the reply, save for a
+        response schema that stands in the prompt. Of the text of earlier replies nothing is
+        trimmed, so that a conversation that goes on begins with the last prompt and its reply.
+
         Raises:
-            UnsupportedModelError: The template refuses the conversation (its reason is given).
+            UnsupportedModelError: The template refuses the conversation (its reason is given),
+                or does not come to an end.
         """
-        native = self.tool_format.native
+        messages = with_system(self._shaped(call), self._instructions(call))
+        tools = call.shown_tools if self.tool_format.native else ()
+        attempts = [without_system(messages)]
+        if self._has_system:
+            attempts.insert(0, messages)
+        attempts = [*attempts[:1], *map(alternating, attempts)]
+        for attempt, turns in enumerate(attempts):
+            try:
+                return self._render(turns, tools)
+            except SecurityError as error:
+                raise _refused(error) from error
+            except Exception as error:
+                # Perhaps it wants strict alternation, or no system role in this place.
+                if attempt == len(attempts) - 1:
+                    raise UnsupportedModelError(
+                        f"the model's chat template refuses this conversation: {error}"
+                    ) from error
+        raise AssertionError("there is always an attempt")
+
+    def _shaped(self, call: Call) -> list[Message]:
+        """The messages in the shape that the template takes."""
+        tool_format = self.tool_format
         messages = list(call.messages)
-        if not native:
-            if call.usable_tools:
+        if not tool_format.native:
+            if call.shown_tools:
                 start = 1 if messages and messages[0].role == "system" else 0
                 messages[start:start] = DEMONSTRATION
-            messages = [as_plain(message, self.tool_format) for message in messages]
-        messages = _with_system(messages, self._instructions(call))
-        tools = [tool.to_openai() for tool in call.usable_tools] if native else []
-        try:
-            return self._render(messages, tools)
-        except Exception:  # noqa: BLE001 - templates are foreign code and fail as they like
-            # Some templates (Gemma's) have no system role, and some want strict alternation.
-            plain = _alternating(_without_system(messages))
-            try:
-                return self._render(plain, tools)
-            except Exception as error:
-                raise UnsupportedModelError(
-                    f"the model's chat template refuses this conversation: {error}"
-                ) from error
-
-    def _render(self, messages: Iterable[Message], tools: list[dict[str, Any]]) -> str:
-        return self._template.render(
-            messages=[_as_openai(message) for message in messages],
-            tools=tools or None,
-            add_generation_prompt=True,
-            **self._tokens,
-        )
+            return [as_plain(message, tool_format) for message in messages]
+        if not any(message.tool_calls or message.role == "tool" for message in messages):
+            return messages
+        if tool_format is PHI:
+            return [calls_as_text(message, tool_format) for message in messages]
+        if not tool_format.many:
+            messages = single_calls(messages)
+        return short_ids(messages) if tool_format in MISTRAL_FORMATS else messages
 
     def _instructions(self, call: Call) -> str:
         """What the template does not say by itself."""
         parts = []
-        if call.usable_tools and not self.tool_format.native:
-            parts.append(tool_prompt(call.usable_tools))
+        if call.shown_tools and not self.tool_format.native:
+            parts.append(self._prompt(call.shown_tools))
         if call.response_schema and not call.must_call:
-            schema = json.dumps(call.response_schema, ensure_ascii=False)
-            parts.append(SCHEMA_PROMPT.format(schema=schema))
+            parts.append(SCHEMA_PROMPT.format(schema=self._schema(call.response_schema)))
         return "\n\n".join(parts)
 
+    def _render(self, messages: Sequence[Message], tools: tuple[Tool, ...]) -> str:
+        """Renders, with the text of replies as it was written.
 
-def _as_openai(message: Message) -> dict[str, Any]:
-    """The form that templates were written for."""
-    out: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.tool_calls:
-        out["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": dict(call.arguments)},
-            }
-            for call in message.tool_calls
-        ]
-    if message.role == "tool":
-        out["tool_call_id"] = message.tool_call_id
-        out["name"] = message.tool_name
-    return out
+        Many templates trim it. So where a reply begins or ends with white space, a mark stands
+        in its place while the template runs.
+        """
+        turns = [as_openai(message) for message in messages]
+        exact: dict[str, str] = {}
+        for index, message in enumerate(messages):
+            if message.role == "assistant" and message.content.strip() not in ("", message.content):
+                mark = f"\ue000{index}\ue001"
+                exact[mark] = message.content
+                turns[index]["content"] = mark
+        rendered = self._run(turns, tools)
+        if not exact:
+            return rendered
+        if sorted(_MARK.findall(rendered)) == sorted(exact):
+            return _MARK.sub(lambda found: exact[found.group()], rendered)
+        return self._run([as_openai(message) for message in messages], tools)
+
+    def _run(self, turns: list[dict[str, Any]], tools: tuple[Tool, ...]) -> str:
+        data = self._data(tools) if tools else self._no_tools
+        if self.tool_format is PHI:
+            turns, data = _phi(turns, data), None
+        has_calls = any("tool_calls" in turn for turn in turns)
+        template = self._tool_template if tools or has_calls else self._template
+        return self._sandbox.run(
+            template,
+            {"messages": turns, "tools": data, "add_generation_prompt": True, **self._tokens},
+        )
+
+    # --- What the template tells of the model -----------------------------------------------------
+
+    def _tried(self, messages: Sequence[Message], tools: tuple[Tool, ...] = ()) -> str | None:
+        """What the template makes of messages as they are; None if it fails."""
+        try:
+            return self._run([as_openai(message) for message in messages], tools)
+        except SecurityError as error:
+            raise _refused(error) from error
+        except Exception:  # noqa: BLE001 - templates are foreign code and fail as they like
+            return None
+
+    def _find_format(self) -> ToolFormat:
+        """How the template writes a call that it is given."""
+        calling = Message("assistant", tool_calls=(_PROBE_CALL,))
+        result = Message("tool", "y", tool_call_id=_PROBE_ID, tool_name=_PROBE_CALL.name)
+        tools = (_PROBE_TOOL,)
+        asked = self._tried([_HELLO], tools)
+        told = self._tried([_HELLO, calling, result, Message("assistant", "z"), _HELLO], tools)
+        if asked and told and _PROBE_TOOL.description in asked:
+            told = told.replace(f', "id": "{_PROBE_ID}"', "")
+            for tool_format in NATIVE_FORMATS:
+                # Without a tag of its own, a call must be all of the reply.
+                before = "" if tool_format.trigger else asked
+                if before + tool_format.write([_PROBE_CALL]) in told:
+                    return tool_format
+        with_tools = {"role": "system", "content": "", "tools": _PROBE_TOOL.description}
+        try:
+            told = self._run([with_tools, as_openai(_HELLO)], ())
+        except Exception:  # noqa: BLE001 - templates are foreign code and fail as they like
+            return JSON_LINES
+        return PHI if f"<|tool|>{_PROBE_TOOL.description}<|/tool|>" in told else JSON_LINES
+
+    def _find_thinking(self, source: str) -> Thinking:
+        if THINK_TAGS[1] not in source:
+            return "no"
+        end = (self._tried([_HELLO]) or "").rstrip()
+        if end.endswith(THINK_TAGS):
+            return "open" if end.endswith(THINK_TAGS[0]) else "no"
+        return "may"
 
 
-def _with_system(messages: list[Message], text: str) -> list[Message]:
-    if not text:
-        return messages
-    if messages and messages[0].role == "system":
-        first = messages[0]
-        return [replace(first, content=f"{first.content}\n\n{text}".strip()), *messages[1:]]
-    return [Message(role="system", content=text), *messages]
+def _tool_data(tools: tuple[Tool, ...]) -> list[dict[str, Any]]:
+    return [tool.to_openai() for tool in tools]
 
 
-def _without_system(messages: list[Message]) -> list[Message]:
-    system = "\n\n".join(m.content for m in messages if m.role == "system")
-    rest = [message for message in messages if message.role != "system"]
-    if not system:
-        return rest
-    if rest and rest[0].role == "user":
-        return [replace(rest[0], content=f"{system}\n\n{rest[0].content}"), *rest[1:]]
-    return [Message(role="user", content=system), *rest]
+def _schema_text(schema: JSONObject) -> str:
+    return json.dumps(schema, ensure_ascii=False)
 
 
-def _alternating(messages: list[Message]) -> list[Message]:
-    """Neighbouring plain turns of one role become one turn."""
-    out: list[Message] = []
-    for message in messages:
-        last = out[-1] if out else None
-        if last and last.role == message.role and not (last.tool_calls or message.tool_calls):
-            out[-1] = replace(last, content=f"{last.content}\n\n{message.content}")
-        else:
-            out.append(message)
-    return out
+def _refused(error: SecurityError) -> UnsupportedModelError:
+    return UnsupportedModelError(f"the model's chat template is refused: {error}")
+
+
+def _phi(turns: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
+    """Phi-4-mini takes its tools as text in the system message."""
+    names = {"tool": "tool_response"}
+    turns = [{**turn, "role": names.get(turn["role"], turn["role"])} for turn in turns]
+    if not tools:
+        return turns
+    if not turns or turns[0]["role"] != "system":
+        turns.insert(0, {"role": "system", "content": ""})
+    functions = [tool["function"] for tool in tools]
+    turns[0]["tools"] = json.dumps(functions, ensure_ascii=False)
+    return turns
+
+
+class Latest(Generic[Key, Value]):
+    """Remembers what a function made of its latest arguments, which need not be hashable."""
+
+    def __init__(self, make: Callable[[Key], Value], keep: int = 16) -> None:
+        self._make = make
+        self._keep = keep
+        self._known: tuple[tuple[Key, Value], ...] = ()
+
+    def __call__(self, key: Key) -> Value:
+        for known, value in self._known:
+            if known is key or known == key:
+                return value
+        value = self._make(key)
+        self._known = ((key, value), *self._known[: self._keep - 1])
+        return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -11,7 +12,12 @@ import llama_cpp as lib
 import numpy as np
 from numpy.typing import NDArray
 
-from tierwise.runtime.errors import CacheFullError, EngineError, OutOfMemoryError
+from tierwise.runtime.errors import (
+    CacheFullError,
+    EngineError,
+    OutOfMemoryError,
+    UnsupportedModelError,
+)
 from tierwise.runtime.llama import Model, captured_log, reason_in
 
 PREFILL_BATCH = 512
@@ -19,6 +25,8 @@ PREFILL_BATCH = 512
 
 KVType = Literal["f16", "q8_0"]
 _KV_TYPES = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0}
+
+_HEAD_SIZE = re.compile(r"does not divide n_embd_head_[kv]=(\d+)")
 
 _NO_SLOT = 1
 """llama_decode's code for a KV cache without enough free cells; it is then left as it was."""
@@ -60,6 +68,7 @@ class Context:
 
     Raises:
         OutOfMemoryError: llama.cpp could not allocate the buffers.
+        UnsupportedModelError: The model's heads are of a size that ``kv_type`` cannot hold.
     """
 
     def __init__(
@@ -90,14 +99,26 @@ class Context:
         self.batch_size = int(params.n_batch)
         self.max_outputs = int(params.n_outputs_max)
         self.kv_type: KVType = kv_type
+        weights = model.handle
+        self.divisible = not (
+            lib.llama_model_is_recurrent(weights) or lib.llama_model_is_hybrid(weights)
+        )
+        """Whether sequences can be cut and shared at any token (recurrent ones cannot)."""
         self._all_logits = all_logits
         with captured_log() as log:
             self._handle = lib.llama_init_from_model(model.handle, params)
         if not self._handle:
+            if head := _HEAD_SIZE.search("".join(log)):
+                raise UnsupportedModelError(
+                    f"the keys and values of {model.path.name!r} cannot be kept as {kv_type}: "
+                    f"it has {head[1]} values a head, and {kv_type} has blocks of 32. "
+                    'Use kv_type="f16".'
+                )
             raise OutOfMemoryError(
                 f"llama.cpp could not open a context of {n_ctx} tokens for "
                 f"{model.path.name!r}: {reason_in(log)}. Ask for a smaller context."
             )
+        self._rows: dict[int, NDArray[np.float32]] = {}
         self.open_log = tuple(log)
         self.n_ctx = int(lib.llama_n_ctx(self._handle))
         self._batch = lib.llama_batch_init(self.batch_size, 0, 1)
@@ -191,7 +212,10 @@ class Context:
             row: What `run` returned; -1 for the batch's last.
         """
         pointer = lib.llama_get_logits_ith(self.handle, row)
-        return np.ctypeslib.as_array(pointer, (self.model.vocab_size,))
+        address = ctypes.addressof(pointer.contents)
+        if address not in self._rows:  # numpy takes longer to look at a pointer than to use it
+            self._rows[address] = np.ctypeslib.as_array(pointer, (self.model.vocab_size,))
+        return self._rows[address]
 
     def batch_logits(self, size: int) -> NDArray[np.float32]:
         """Logits of all ``size`` tokens of the last batch, shape (size, vocab); a view."""

@@ -1,122 +1,45 @@
-"""One worker thread owns a tier's llama.cpp context; callers submit requests and stream.
+"""A loaded model that answers requests: ``submit(request) → stream`` is the whole interface.
 
-``submit(request) → stream`` is the whole interface. Requests are answered one at a time, in
-order of arrival; two threads never touch one context.
+One thread owns the model's llama.cpp context (see `Scheduler`). Callers may be any number of
+threads and coroutines; two threads never touch one context.
 """
 
 from __future__ import annotations
 
 import atexit
-import queue
+import os
 import threading
-import time
 import weakref
-from collections.abc import Iterator
-from dataclasses import replace
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
-from tierwise.runtime.context import Context
-from tierwise.runtime.errors import CallTimeoutError, EngineClosedError
-from tierwise.runtime.generation import (
-    Delta,
-    Generated,
-    Generation,
-    GenerationRequest,
-    PrefixCache,
+import numpy as np
+
+from tierwise.runtime.context import Context, KVType
+from tierwise.runtime.draft_engine import DraftEngine
+from tierwise.runtime.drafting import Drafter
+from tierwise.runtime.errors import (
+    CallError,
+    ConfigError,
+    EngineBusyError,
+    EngineClosedError,
+    EngineError,
 )
+from tierwise.runtime.generation import GenerationRequest
 from tierwise.runtime.grammar import GrammarCompiler
+from tierwise.runtime.job import Job
 from tierwise.runtime.llama import Model
+from tierwise.runtime.prefix_cache import HostCache
+from tierwise.runtime.scheduler import OUTPUTS, SEQUENCES, Scheduler
+from tierwise.runtime.stream import GenerationStream
 
-
-class _CancelledError(Exception):
-    """The caller lost interest."""
-
-
-class GenerationStream:
-    """The reply to one request, as it comes. Iterate once, then ask for `result`.
-
-    Leaving it early (``close``, ``with``, or letting it go) cancels the generation.
-    """
-
-    def __init__(self, request: GenerationRequest) -> None:
-        self.request = request
-        self.submitted = time.perf_counter()
-        self._events: queue.SimpleQueue[Delta | Generated | BaseException] = queue.SimpleQueue()
-        self._cancelled = threading.Event()
-        self._outcome: Generated | BaseException | None = None
-
-    def __iter__(self) -> Iterator[Delta]:
-        try:
-            while self._outcome is None:
-                event = self._next_event()
-                if isinstance(event, Delta):
-                    yield event
-                else:
-                    self._outcome = event
-        finally:
-            self.close()
-        if isinstance(self._outcome, BaseException):
-            raise self._outcome
-
-    def _next_event(self) -> Delta | Generated | BaseException:
-        """Waits no longer than the deadline, even where an earlier request takes longer."""
-        deadline = self.request.deadline
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        try:
-            return self._events.get(timeout=left)
-        except queue.Empty:
-            return _timeout_error()
-
-    def result(self) -> Generated:
-        """Waits for the end and returns the whole reply.
-
-        Raises:
-            CallTimeoutError, EngineClosedError, EngineError: The generation failed.
-        """
-        for _ in self:
-            pass
-        assert isinstance(self._outcome, Generated)
-        return self._outcome
-
-    def close(self) -> None:
-        """Tells the engine to stop working on this request, if it still is."""
-        self._cancelled.set()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self._cancelled.set()
-
-
-class _Job:
-    """The worker's side of a stream. Holds the stream weakly, so that a dropped one cancels."""
-
-    def __init__(self, stream: GenerationStream) -> None:
-        self.request = stream.request
-        self.submitted = stream.submitted
-        self.events = stream._events
-        self.cancelled = stream._cancelled
-
-    def check(self) -> None:
-        if self.cancelled.is_set():
-            raise _CancelledError
-        deadline = self.request.deadline
-        if deadline is not None and time.monotonic() > deadline:
-            raise _timeout_error()
-
-
-def _timeout_error() -> CallTimeoutError:
-    return CallTimeoutError(
-        "the call's time ran out before its reply was complete. Allow more time "
-        "(timeout, Budget.seconds_per_call) or fewer tokens (max_tokens)."
-    )
-
+MAX_WAITING = 1024
+"""Requests that may wait for one model; further ones are refused."""
 
 _open_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
 
 @atexit.register
@@ -124,94 +47,196 @@ def _close_all() -> None:
     """llama.cpp must not be running when the interpreter takes its memory away."""
     for engine in list(_open_engines):
         engine.close()
+    for thread in list(_threads):
+        thread.join()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineMetrics:
+    """What an engine has done since its model was loaded, and does now."""
+
+    requests: int
+    """Replies that were finished."""
+    active: int
+    waiting: int
+    prompt_tokens: int
+    cached_tokens: int
+    """Of the prompts, those that needed no prefill."""
+    saved_bytes: int
+    """Keys and values that were not computed again."""
+    steps: int
+    tokens: int
+    """Tokens that the model has read, in all steps together."""
+    evictions: int
+    restores: int
+    preemptions: int
+    host_bytes: int
+    """Cold prefixes in host memory."""
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of prompt tokens that needed no prefill."""
+        return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
 
 
 class Engine:
-    """Answers requests on one model, one at a time.
+    """Answers requests on one model, many at a time.
 
     Args:
         model: Owned by the engine from here on; `close` frees it.
-        n_ctx: Tokens of context.
+        n_ctx: Tokens of context, of all requests together.
         threads: For llama.cpp.
+        kv_type: How keys and values are stored.
+        host: Where cold prefixes go; nowhere by default.
+        drafter: Guesses at next tokens; by default nobody does.
+        max_waiting: Requests that may wait.
     """
 
-    def __init__(self, model: Model, *, n_ctx: int, threads: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        n_ctx: int,
+        threads: int,
+        kv_type: KVType = "f16",
+        host: HostCache | None = None,
+        drafter: Drafter | None = None,
+        max_waiting: int = MAX_WAITING,
+    ) -> None:
+        if max_waiting < 1:
+            raise ConfigError(f"max_waiting must be at least 1, got {max_waiting}")
         self.model = model
         self.grammars = GrammarCompiler(model)
-        self._context = Context(model, n_ctx, threads=threads)
-        self.n_ctx = self._context.n_ctx
-        self._cache = PrefixCache()
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self.host = host or HostCache()
+        self._max_waiting = max_waiting
+        open_context = partial(
+            Context,
+            model,
+            threads=threads,
+            sequences=SEQUENCES,
+            outputs=OUTPUTS,
+            kv_type=kv_type,
+        )
+        self.drafter = drafter or Drafter()
+        self._scheduler = Scheduler(
+            model, self.grammars, open_context, n_ctx, self.host, self.drafter
+        )
+        # q8_0 has 34 bytes for 32 values. Known from here on, as metrics outlive the model.
+        self._token_bytes = model.kv_bytes_per_token * (34 if kv_type == "q8_0" else 64) // 64
         self._lock = threading.Lock()
         self._closed = False
-        self._current: _Job | None = None
-        self._waiting = 0
+        self._process = os.getpid()
         self._thread = threading.Thread(
-            target=_work, args=(weakref.ref(self), self._jobs), name="tierwise-engine", daemon=True
+            target=self._scheduler.run, name="tierwise-engine", daemon=True
         )
         self._thread.start()
         _open_engines.add(self)
+        _threads.add(self._thread)
 
     def submit(self, request: GenerationRequest) -> GenerationStream:
-        """Queues a request.
+        """Queues a request. Never waits, so that coroutines may call it too.
 
         Raises:
+            CallError: The prompt is empty, or has tokens that the model does not know.
+            EngineBusyError: As many requests wait as are allowed.
             EngineClosedError: The engine was closed.
+            EngineError: This process is a fork of the one that loaded the model.
             ToolSchemaError: The request's grammar does not compile.
         """
+        self._check_process()
+        prompt = np.array(request.prompt, dtype=np.int32)
+        if not prompt.size or prompt.min() < 0 or prompt.max() >= self.model.vocab_size:
+            raise CallError(
+                f"a prompt must be tokens from 0 to {self.model.vocab_size - 1}, at least one; got "
+                f"{request.prompt[:8]}{'...' if prompt.size > 8 else ''}"
+            )
         if request.constraint is not None:
             self.grammars.matcher(request.constraint.lark)  # compiled here, in the caller's thread
-        stream = GenerationStream(request)
+        stream = GenerationStream(request, self)
+        job = Job(request, stream.mailbox, stream.submitted, prompt)
         with self._lock:
             if self._closed:
                 raise EngineClosedError("this tier was unloaded; ask the pool for it again")
-            self._waiting += 1
-            self._jobs.put(_Job(stream))
+            if self._scheduler.queued >= self._max_waiting:
+                raise EngineBusyError(
+                    f"{self._max_waiting} requests wait for {self.model.path.name!r} already. Try "
+                    "again later, or send fewer at once (max_concurrency)."
+                )
+            self._scheduler.submit(job)
         return stream
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens of context, of all requests together."""
+        return self._scheduler.n_ctx
+
+    def draft_with(self, smaller: Engine) -> bool:
+        """Lets a smaller model guess at next tokens; False if its vocabulary is another.
+
+        Whether it is asked is up to `drafter`.
+        """
+        same = self.model.tokens_sha256 == smaller.model.tokens_sha256
+        self.drafter.smaller = DraftEngine(smaller) if same else None
+        return same
 
     @property
     def busy(self) -> bool:
         """Whether a request runs or waits."""
-        return self._waiting > 0
+        return self._scheduler.active + self._scheduler.queued > 0
 
     def cached_prefix(self, prompt: tuple[int, ...]) -> int:
         """Tokens at the start of ``prompt`` that this engine would not have to prefill."""
-        return self._cache.shared(prompt)
+        return self._scheduler.cache.longest(np.array(prompt, dtype=np.int32))
 
-    def _run(self, job: _Job) -> None:
-        queued = time.perf_counter() - job.submitted
-        try:
-            job.check()
-            generation = Generation(
-                job.request,
-                self.model,
-                self._context,
-                self._cache,
-                self.grammars,
-                check=job.check,
-                emit=job.events.put,
-            )
-            done = generation.run()
-            job.events.put(replace(done, usage=replace(done.usage, queue_s=queued)))
-        except _CancelledError:
-            job.events.put(EngineClosedError("the generation was cancelled"))
-        except BaseException as error:  # noqa: BLE001 - it belongs to the caller, not to this thread
-            job.events.put(error)
+    def grow_soon(self, n_ctx: int) -> Future[None]:
+        """Goes on in a context of at least ``n_ctx`` tokens, from the end of the step that runs.
+
+        What runs and what is cached stays. The future fails with OutOfMemoryError where so
+        large a context cannot be had (the old one is kept), and with EngineClosedError where
+        the engine was closed.
+
+        Raises:
+            EngineError: This process is a fork of the one that loaded the model.
+        """
+        self._check_process()
+        return self._scheduler.between(partial(self._scheduler.grow, n_ctx))
+
+    def metrics(self) -> EngineMetrics:
+        """What it has done, and does now."""
+        scheduler = self._scheduler
+        steps, cache = scheduler.counters, scheduler.cache.counters
+        return EngineMetrics(
+            requests=steps.requests,
+            active=scheduler.active,
+            waiting=scheduler.queued,
+            prompt_tokens=cache.prompt_tokens,
+            cached_tokens=cache.cached_tokens,
+            saved_bytes=cache.cached_tokens * self._token_bytes,
+            steps=steps.steps,
+            tokens=steps.tokens,
+            evictions=cache.evictions,
+            restores=cache.restores,
+            preemptions=steps.preemptions,
+            host_bytes=self.host.bytes,
+        )
 
     def close(self) -> None:
         """Cancels what runs and waits, and frees context and model. Safe to call twice."""
+        if os.getpid() != self._process:
+            return  # the thread, and what it may be in the middle of, is the parent's
         with self._lock:
-            if self._closed:
-                return
             self._closed = True
-            if self._current is not None:
-                self._current.cancelled.set()
-            self._jobs.put(None)
+        self._scheduler.stop()  # its thread frees context and model
         if threading.current_thread() is not self._thread:
             self._thread.join()
-        self.grammars.close()
-        self._context.close()
-        self.model.close()
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise EngineError(
+                f"the model {self.model.path.name!r} was loaded before this process was forked, "
+                "and llama.cpp's threads do not come along. Load models after the fork (make a "
+                "new ChatTierwise in the child), or start processes with 'spawn'."
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -220,24 +245,7 @@ class Engine:
         self.close()
 
     def __del__(self) -> None:
-        # Half-made engines (the context did not fit) have no thread to stop.
-        if getattr(self, "_thread", None) is not None:
-            self.close()
-
-
-def _work(engine_ref: weakref.ref[Engine], jobs: queue.SimpleQueue[_Job | None]) -> None:
-    """The worker thread: holds the engine only while it works, so that a dropped one ends."""
-    while (job := jobs.get()) is not None:
-        engine = engine_ref()
-        if engine is None or engine._closed:
-            job.events.put(EngineClosedError("the tier was unloaded while the call waited"))
-            continue
-        with engine._lock:
-            engine._current = job
-            if engine._closed:
-                job.cancelled.set()
-        engine._run(job)
-        with engine._lock:
-            engine._current = None
-            engine._waiting -= 1
-        del engine
+        # Half-made engines (the context did not fit) have no thread to stop. It is not waited
+        # for: the garbage collector may be here at any time, with any lock held.
+        if getattr(self, "_thread", None) is not None and os.getpid() == self._process:
+            self._scheduler.stop()

@@ -66,10 +66,17 @@ class SuiteResult(Record):
 
 
 class Quality(Record):
-    """What was measured of a tier's quality. ``None`` means not measured (adopted tiers)."""
+    """What was measured of a tier's quality. ``None`` means not measured (adopted tiers).
+
+    Args:
+        divergence: From the base.
+        tools: Success on the tool-calling suite.
+        kv_q8_0: Of the tier with a KV cache of q8_0 from itself with one of f16.
+    """
 
     divergence: Divergence | None = None
     tools: SuiteResult | None = None
+    kv_q8_0: Divergence | None = None
 
 
 class Lineage(Record):

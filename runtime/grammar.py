@@ -1,146 +1,186 @@
-"""Grammars that make tool calls and structured output valid by construction.
+"""Grammars that make a reply what its call asked for: valid tool calls, valid JSON, a text.
 
-A call's tools and response schema become one Lark grammar for llguidance
-(https://github.com/guidance-ai/llguidance), compiled once per model and set of schemas.
+A call's tools and what its reply must look like become one Lark grammar for llguidance
+(https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md), compiled once per model
+and set of schemas. Free text is part of the grammar: it goes on until the tag that begins a
+call (a lazy lexeme), and from there on only valid calls follow. White space is fixed, so that
+everything but the values is forced.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import re
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import llama_cpp as lib
 import llguidance
 
-from tierwise.runtime.chat import Call, JSONObject, Tool
-from tierwise.runtime.errors import EngineClosedError, ToolSchemaError
+from tierwise.runtime.chat import Call
+from tierwise.runtime.errors import ConfigError, EngineClosedError, ToolSchemaError
 from tierwise.runtime.llama import Model
-from tierwise.runtime.tool_format import ToolFormat
+from tierwise.runtime.schemas import check_schema, json_rule, object_schema
+from tierwise.runtime.tool_format import Thinking, ToolFormat
 
-# Fixed white space, so that everything but the values is forced and can be fast-forwarded.
-_JSON_STYLE = {
-    "whitespace_flexible": False,
-    "key_separator": ": ",
-    "item_separator": ", ",
-    "coerce_one_of": True,  # pydantic writes tagged unions so
-}
+_ID = "/[a-zA-Z0-9]{9}/"
+_SPACE = "/[ \\t\\r\\n]+/"
+_GAP = '"\\n\\n"'
+"""Between a think block and an answer of fixed form; so Qwen3 and DeepSeek write it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """A grammar, and the text that switches it on.
-
-    Args:
-        lark: The grammar of the whole reply, from its first character.
-        trigger: With a trigger the reply is free until it starts with that text; without one
-            the grammar holds from the start.
-    """
+    """The grammar of a whole reply, from its first character to its last."""
 
     lark: str
-    trigger: str | None = None
 
 
-def constraint_for(call: Call, tool_format: ToolFormat) -> Constraint | None:
+def constraint_for(
+    call: Call, tool_format: ToolFormat, thinking: Thinking = "no"
+) -> Constraint | None:
     """The grammar that a call's reply must follow, or None where it is free text.
+
+    A think block has no limit but `Call.max_tokens`: a thought cut short is worth less than
+    none. A model that thinks may do so before forced calls too.
+
+    Args:
+        call: The call.
+        tool_format: How the model writes calls.
+        thinking: Whether the reply begins with a think block.
 
     Raises:
         ToolSchemaError: A tool's parameters are no object, or a schema is not JSON.
+        ConfigError: More than one of ``response_schema``, ``regex`` and ``choices`` was given,
+            or a choice is empty.
     """
+    reply = None if call.must_call else _reply(call, tool_format)
+    if not call.usable_tools:
+        if reply is None:
+            return None
+        answer, rules = "reply", [reply]
+    elif call.must_call:
+        answer, rules = "calls", _calls(call, tool_format, _beginning(tool_format))
+    elif reply is not None:
+        answer, rules = (
+            "calls | reply",
+            [*_calls(call, tool_format, _beginning(tool_format)), reply],
+        )
+    else:
+        answer, rules = _text_or_calls(call, tool_format, thinking)
+    free = "TEXT" in answer
+    start = "answer"
+    if thinking != "no":
+        opening = "" if thinking == "open" else r"[ \t\r\n]*<think>"
+        rules.append(rf"think[lazy]: /(?s:{opening}.*<\/think>)/")
+        thought = "think answer" if free else f"think {_GAP} answer"
+        start = thought if thinking == "open" else f"{thought} | answer"
+    return Constraint("\n".join([f"start: {start}", f"answer: {answer}", *rules]))
+
+
+def _beginning(tool_format: ToolFormat) -> str:
+    return tool_format.first + tool_format.opening
+
+
+def _text_or_calls(
+    call: Call, tool_format: ToolFormat, thinking: Thinking
+) -> tuple[str, list[str]]:
+    """Free text, which turns into calls where their tag (or a first brace) stands."""
+    trigger, lead = tool_format.trigger, tool_format.lead
+    no_text = ["<think>"] if thinking == "may" else []
+    if trigger:
+        begin = _beginning(tool_format).removeprefix(trigger)
+        words = f"words[lazy]: TEXT {_literal(trigger)}"
+        rules = [*_calls(call, tool_format, begin), words, _text(no_text)]
+        return "TEXT | words calls", rules
+    no_text += ["{", lead] if lead else ["{"]
+    rules = [*_calls(call, tool_format, _beginning(tool_format)), _text(no_text)]
+    leads = f"({_literal(lead)})? " if lead else ""
+    return f"TEXT | {_SPACE}? {leads}calls", rules
+
+
+def _text(beginnings: Iterable[str]) -> str:
+    """The lexeme of any text, save those that begin so (white space before it or not)."""
+    but = "".join(rf" & ~/(?s:[ \t\r\n]*{_pattern(start)}.*)/" for start in beginnings)
+    return f"TEXT: /(?s:.*)/{but}"
+
+
+def _calls(call: Call, tool_format: ToolFormat, begin: str) -> list[str]:
+    """Rules for calls of the usable tools, of which the first stands after ``begin``."""
     tools = call.usable_tools
-    rules: list[str] = []
-    starts: list[str] = []
-    if tools:
-        opening, closing = _literal(tool_format.opening), _literal(tool_format.closing)
-        separator = _literal(tool_format.separator)
-        repeat = f" ({separator} call)*" if call.parallel_tool_calls else ""
-        rules.append(f"calls: call{repeat}")
-        rules.append("call: " + " | ".join(f"call_{index}" for index in range(len(tools))))
-        for index, tool in enumerate(tools):
-            # One literal for each lexeme of JSON. A longer one would be all that the lexer sees
-            # after `{"`, and would shut out a response schema's own properties.
-            name = json.dumps(tool.name)
-            lexemes = ("{", '"name"', ": ", name, ", ", '"arguments"', ": ")
-            head = " ".join(map(_literal, lexemes))
-            schema = _json_rule(f"tool {tool.name!r}", _object_schema(tool))
-            tail = _literal("}")
-            parts = [part for part in (opening, head, schema, tail, closing) if part]
-            rules.append(f"call_{index}: " + " ".join(parts))
-        starts.append("calls")
-    if call.response_schema is not None and not call.must_call:
-        rules.append(f"reply: {_json_rule('the response schema', call.response_schema)}")
-        starts.append("reply")
-    if not starts:
+    between = _literal(tool_format.separator + tool_format.opening)
+    more = f"({between} call)*" if call.parallel_tool_calls and tool_format.many else ""
+    rules = [
+        f"calls: {_literal(begin)} call {more} {_literal(tool_format.last)}",
+        "call: " + " | ".join(f"call_{index}" for index in range(len(tools))),
+    ]
+    # A literal for each lexeme of JSON where the other possibility is a JSON reply: a longer one
+    # would be all that the lexer sees after `{"`, and would shut out the reply's own properties.
+    # Elsewhere one literal, lest the regular expression of a reply swallow the lexemes.
+    apart = call.response_schema is not None and not call.must_call
+    for index, tool in enumerate(tools):
+        parts = tool_format.head(tool.name)
+        head = " ".join(_literal(part) or _ID for part in (parts if apart else _joined(parts)))
+        schema = json_rule(f"tool {tool.name!r}", object_schema(tool))
+        # The tail stands alone: a brace may end an object among the arguments as well.
+        tail = f"{_literal(tool_format.tail)} {_literal(tool_format.closing)}"
+        rules.append(f"call_{index}: {head} {schema} {tail}")
+    return rules
+
+
+def _joined(parts: tuple[str, ...]) -> list[str]:
+    """Neighbouring texts as one; the empty one, an id's place, stays alone."""
+    at = parts.index("") if "" in parts else len(parts)
+    return ["".join(parts[:at]), *(["", "".join(parts[at + 1 :])] if "" in parts else [])]
+
+
+def _reply(call: Call, tool_format: ToolFormat) -> str | None:
+    """The rule of a reply that is no call, or None where it is free text."""
+    asked = {
+        "response_schema": call.response_schema is not None,
+        "regex": call.regex is not None,
+        "choices": bool(call.choices),
+    }
+    given = [name for name, is_given in asked.items() if is_given]
+    if len(given) > 1:
+        raise ConfigError(
+            f"a reply can follow one of response_schema, regex and choices; this call has "
+            f"{' and '.join(given)}. Leave out all but one."
+        )
+    if "" in call.choices:
+        raise ConfigError("choices holds an empty text, which cannot be replied; leave it out")
+    if call.response_schema is not None:
+        return f"reply: {json_rule('the response schema', call.response_schema)}"
+    if not given:
         return None
-    free_text_allowed = bool(tools) and not call.must_call and call.response_schema is None
-    return Constraint(
-        lark="\n".join([f"start: {' | '.join(starts)}", *rules]),
-        trigger=(tool_format.opening or "{") if free_text_allowed else None,
-    )
+    if call.regex is not None:
+        pattern = _within_slashes(call.regex)
+    else:
+        pattern = "|".join(map(_pattern, call.choices))
+    # A pattern that fits a call's beginning would keep the lexer from ever seeing a call.
+    heads = [tool_format.trigger or "".join(tool_format.head(t.name)) for t in call.usable_tools]
+    but = "".join(rf" & ~/(?s:{_pattern(head)}.*)/" for head in dict.fromkeys(heads))
+    return f"reply: REPLY\nREPLY: /(?:{pattern})/{but}"
+
+
+def _within_slashes(regex: str) -> str:
+    """A user's regular expression as Lark writes one."""
+    escaped = re.sub(r"(\\.)|/", lambda found: found.group(1) or r"\/", regex)
+    return escaped.replace("\n", r"\n")
+
+
+def _pattern(text: str) -> str:
+    """A regular expression (within Lark's slashes) that matches the text itself."""
+    escaped = re.sub(r"[\\.+*?()|\[\]{}^$#&~/-]", r"\\\g<0>", text)
+    return escaped.replace("\n", r"\n")
 
 
 def _literal(text: str) -> str:
     return json.dumps(text, ensure_ascii=False) if text else ""
-
-
-def _json_rule(owner: str, schema: JSONObject) -> str:
-    rule = {**closed(schema), "x-guidance": _JSON_STYLE}
-    try:
-        return "%json " + json.dumps(rule, ensure_ascii=False)
-    except (TypeError, ValueError) as error:
-        raise ToolSchemaError(f"{owner}: its schema is not JSON ({error})") from error
-
-
-def _object_schema(tool: Tool) -> JSONObject:
-    if not tool.parameters:
-        return {"type": "object", "properties": {}}
-    if tool.parameters.get("type", "object") != "object":
-        raise ToolSchemaError(
-            f"tool {tool.name!r}: its parameters must be a JSON schema of type 'object', "
-            f"got type {tool.parameters['type']!r}"
-        )
-    return {"type": "object", **tool.parameters}
-
-
-def closed(schema: JSONObject) -> JSONObject:
-    """The schema with every object that lists its properties closed to others.
-
-    JSON schema allows unknown properties by default, and a small model will invent them.
-    Objects that say ``additionalProperties`` themselves are left as they are. So is the whole
-    schema where several parts of it describe one object (say ``allOf``): closing one part would
-    forbid what the others list.
-    """
-    return schema if _has_mixture(schema) else _closed(schema)
-
-
-def _has_mixture(schema: Any) -> bool:
-    if isinstance(schema, Mapping):
-        parts = sum(key in schema for key in ("properties", "$ref", "anyOf", "oneOf"))
-        parts += len(schema.get("allOf", ()))
-        return parts > 1 or any(map(_has_mixture, schema.values()))
-    return isinstance(schema, list | tuple) and any(map(_has_mixture, schema))
-
-
-def _closed(schema: Any) -> Any:
-    if isinstance(schema, list | tuple):
-        return [_closed(item) for item in schema]
-    if not isinstance(schema, Mapping):
-        return schema
-    out: dict[str, Any] = {}
-    for key, value in schema.items():
-        if key in ("enum", "const", "default", "examples"):  # values, not schemas
-            out[key] = value
-        elif key in ("properties", "patternProperties", "$defs", "definitions"):
-            out[key] = {name: _closed(one) for name, one in value.items()}
-        else:
-            out[key] = _closed(value)
-    if "properties" in out:
-        out.setdefault("additionalProperties", False)
-    return out
 
 
 class GrammarCompiler:
@@ -188,9 +228,11 @@ class GrammarCompiler:
             ToolSchemaError: Names the tool, the property and llguidance's reason.
         """
         for tool in call.usable_tools:
-            _check_schema(f"tool {tool.name!r}", _object_schema(tool))
+            check_schema(f"tool {tool.name!r}", object_schema(tool))
         if call.response_schema is not None:
-            _check_schema("the response schema", call.response_schema)
+            check_schema("the response schema", call.response_schema)
+        if call.regex is not None:
+            _check_regex(call.regex)
 
     def close(self) -> None:
         """Waits for a compilation that runs; later ones would read a vocabulary that is gone."""
@@ -216,43 +258,12 @@ def _from_lark(lark: str) -> str:
     return str(llguidance.LLMatcher.grammar_from_lark(lark))
 
 
-def _check_schema(owner: str, schema: JSONObject) -> None:
-    reason = _compile_error(schema)
-    if reason is None:
-        return
-    path, reason = _culprit(schema, schema, reason, ())
-    place = f", property {'.'.join(path)!r}" if path else ""
-    raise ToolSchemaError(
-        f"{owner}{place} cannot be compiled: {reason}. Simplify that part of the schema "
-        "(supported: https://github.com/guidance-ai/llguidance/blob/main/docs/json_schema.md)."
-    )
-
-
-def _culprit(
-    root: JSONObject, schema: JSONObject, reason: str, path: Sequence[str]
-) -> tuple[tuple[str, ...], str]:
-    """Goes down to the innermost property that fails alone; definitions come along."""
-    shared = {key: root[key] for key in ("$defs", "definitions") if key in root}
-    children = dict(schema.get("properties") or {})
-    if isinstance(schema.get("items"), Mapping):
-        children["[]"] = schema["items"]
-    for name, child in children.items():
-        if isinstance(child, bool):  # true allows anything, false nothing
-            continue
-        if not isinstance(child, Mapping):
-            return (*path, name), f"expected a schema, got {child!r}"
-        child_reason = _compile_error({**shared, **child})
-        if child_reason is not None:
-            return _culprit(root, child, child_reason, (*path, name))
-    return tuple(path), reason
-
-
-def _compile_error(schema: JSONObject) -> str | None:
-    try:
-        grammar = llguidance.LLMatcher.grammar_from_json_schema(
-            json.dumps({**closed(schema), "x-guidance": _JSON_STYLE})
+def _check_regex(regex: str) -> None:
+    lark = _from_lark(f"start: REPLY\nREPLY: /(?:{_within_slashes(regex)})/")
+    failed, messages = llguidance.LLMatcher.validate_grammar_with_warnings(lark)
+    if failed:
+        reason = " ".join(messages[0].split())
+        raise ToolSchemaError(
+            f"the regular expression {regex!r} cannot be compiled: {reason}. The syntax is that "
+            "of Rust's regex crate, without look-around and word boundaries."
         )
-    except (TypeError, ValueError) as error:
-        return f"it is not JSON ({error})"
-    failed, messages = llguidance.LLMatcher.validate_grammar_with_warnings(grammar)
-    return " ".join(messages[0].split()) if failed else None

@@ -27,9 +27,9 @@ class Entry:
     tier: LoadedTier
     bytes: int
     holders: list[int] = field(default_factory=list)
-    """The thread of each lease."""
-    growers: int = 0
-    """Threads that wait to reopen it with a larger context."""
+    """What each lease expects to fill of the context, in tokens."""
+    widening: bool = False
+    """Its context is growing to what the leases expect."""
     last_used: float = 0.0
     orphaned: bool = False
     """The pool was closed meanwhile: the last lease unloads it."""
@@ -52,6 +52,7 @@ class Lease:
         self,
         entry: Entry,
         changed: threading.Condition,
+        expected_tokens: int,
         *,
         load_s: float | None,
         events: tuple[str, ...],
@@ -62,8 +63,8 @@ class Lease:
         self.events = events
         self._changed = changed
         self._entry: Entry | None = entry
-        self._thread = threading.get_ident()
-        entry.holders.append(self._thread)
+        self._expected = expected_tokens
+        entry.holders.append(expected_tokens)
         entry.last_used = time.monotonic()
 
     def release(self) -> None:
@@ -72,7 +73,7 @@ class Lease:
             entry, self._entry = self._entry, None
             if entry is None:
                 return
-            entry.holders.remove(self._thread)
+            entry.holders.remove(self._expected)
             entry.last_used = time.monotonic()
             self._changed.notify_all()
             left_behind = entry.orphaned and not entry.holders

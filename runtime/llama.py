@@ -7,6 +7,7 @@ in ``close()``; none is safe to use from two threads at once (an `Engine` sees t
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from tierwise.runtime.errors import (
     OutOfMemoryError,
     UnsupportedModelError,
 )
+from tierwise.runtime.tensors import mostly_repacked, read_tensors
 
 _LONGEST_PIECE = 1024
 """Bytes of the longest token known (a run of spaces), four times over."""
@@ -98,6 +100,7 @@ class Model:
     ) -> None:
         self.path = path
         self._handle: Any = None
+        self._in_use = threading.Lock()
         if not path.is_file():
             raise ModelNotFoundError(f"there is no model file {str(path)!r}")
         params = lib.llama_model_default_params()
@@ -106,6 +109,8 @@ class Model:
         if no_alloc:
             params.no_alloc = True
             params.load_mode = lib.LLAMA_LOAD_MODE_NONE  # mmap and no_alloc exclude each other
+        elif not vocab_only and mostly_repacked(read_tensors(path)):
+            params.load_mode = lib.LLAMA_LOAD_MODE_NONE
         with captured_log() as log:
             self._handle = lib.llama_model_load_from_file(str(path).encode(), params)
         if not self._handle:
@@ -188,12 +193,14 @@ class Model:
     def tokenize(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of ``text``; ``special`` turns control texts into their one token.
 
-        No BOS is added unless the text has it: chat templates write their own.
+        No BOS is added unless the text has it: chat templates write their own. Of all that a
+        model can do, this alone may be done in any thread, and while another closes it.
         """
         raw = text.encode("utf-8", errors="replace")
         room = len(raw) + 8
         tokens = (lib.llama_token * room)()
-        count = lib.llama_tokenize(self.vocab, raw, len(raw), tokens, room, False, special)
+        with self._in_use:
+            count = lib.llama_tokenize(self.vocab, raw, len(raw), tokens, room, False, special)
         if count < 0:
             raise EngineError(f"llama.cpp could not tokenize a text of {len(raw)} bytes")
         return list(tokens[:count])
@@ -227,15 +234,22 @@ class Model:
         text = lib.llama_vocab_get_text(self.vocab, token) if token >= 0 else b""
         return str((text or b"").decode("utf-8", errors="replace"))
 
+    @cached_property
+    def tokens_sha256(self) -> str:
+        """Of all tokens' texts in order: equal where token ids mean the same."""
+        texts = map(self.token_text, range(self.vocab_size))
+        return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+
     def is_end(self, token: int) -> bool:
         """Whether the token ends a reply (any of the model's end-of-generation tokens)."""
         return bool(lib.llama_vocab_is_eog(self.vocab, token))
 
     def close(self) -> None:
         """Frees the weights. Close every context first."""
-        if self._handle:
-            lib.llama_model_free(self._handle)
-            self._handle = None
+        with self._in_use:
+            handle, self._handle = self._handle, None
+        if handle:
+            lib.llama_model_free(handle)
 
     def __enter__(self) -> Self:
         return self

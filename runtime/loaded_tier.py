@@ -3,49 +3,78 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Self
 
-from tierwise.runtime.chat import Call, Reply, ToolCall
+from tierwise.runtime.chat import Call, Reply
 from tierwise.runtime.chat_template import ChatTemplate
-from tierwise.runtime.engine import Engine, GenerationStream
-from tierwise.runtime.errors import ContextOverflowError, ToolSchemaError
+from tierwise.runtime.context import KVType
+from tierwise.runtime.drafting import Drafter
+from tierwise.runtime.engine import Engine
+from tierwise.runtime.errors import ToolSchemaError
 from tierwise.runtime.generation import Generated, GenerationRequest
+from tierwise.runtime.gpu_layers import choose_gpu_layers
 from tierwise.runtime.grammar import constraint_for
 from tierwise.runtime.llama import Model
-from tierwise.runtime.text_stream import TextStream
-from tierwise.runtime.tool_format import ToolFormat
+from tierwise.runtime.prefix_cache import HostCache
+from tierwise.runtime.prompt_tokens import PromptTokenizer
+from tierwise.runtime.reply_parser import Piece, ReplyParser
+from tierwise.runtime.stream import GenerationStream
 
 
 class ReplyStream:
-    """Text of a reply as it comes; `reply` has the whole of it, tool calls parsed.
+    """A reply as it comes; `reply` has the whole of it, tool calls parsed.
 
-    Tool calls are not given out piece by piece: iterating yields only what is text for sure.
+    Iterate with ``for`` or ``async for``. Tool calls are not given out piece by piece.
     """
 
-    def __init__(self, stream: GenerationStream, call: Call, tool_format: ToolFormat) -> None:
+    def __init__(self, stream: GenerationStream, parser: ReplyParser) -> None:
         self._stream = stream
-        self._call = call
-        self._format = tool_format
+        self._parser = parser
         self._reply: Reply | None = None
 
-    def __iter__(self) -> Iterator[str]:
-        if not self._call.usable_tools:
-            yield from (delta.text for delta in self._stream)
-            return
-        # A call may follow some words; from its opening tag on nothing is text.
-        words = TextStream((self._format.opening.strip(),))
+    def __iter__(self) -> Iterator[Piece]:
         for delta in self._stream:
-            if not delta.constrained and (text := words.push(delta.text.encode())):
-                yield text
-        if text := words.push(b"", final=True):
-            yield text
+            yield from self._parser.push(delta.text)
+        yield from self._finish(self._stream.result())
+
+    async def __aiter__(self) -> AsyncIterator[Piece]:
+        async for delta in self._stream:
+            for piece in self._parser.push(delta.text):
+                yield piece
+        for piece in self._finish(self._stream.result()):
+            yield piece
+
+    def _finish(self, done: Generated) -> list[Piece]:
+        parsed = self._parser.finish()
+        self._reply = Reply(
+            text=parsed.text,
+            tool_calls=parsed.tool_calls,
+            finish_reason="tool_calls" if parsed.tool_calls else done.finish_reason,
+            usage=done.usage,
+            confidence=done.confidence,
+            reasoning=parsed.reasoning,
+            logprobs=done.logprobs,
+        )
+        return list(parsed.pieces)
 
     def reply(self) -> Reply:
         """Waits for the end. Raises what `GenerationStream.result` raises."""
         if self._reply is None:
-            self._reply = _parse(self._stream.result(), self._call, self._format)
+            self._stream.mailbox.whole = True
+            for _ in self:
+                pass
+        assert self._reply is not None
+        return self._reply
+
+    async def areply(self) -> Reply:
+        """`reply` for coroutines."""
+        if self._reply is None:
+            self._stream.mailbox.whole = True
+            async for _ in self:
+                pass
+        assert self._reply is not None
         return self._reply
 
     def close(self) -> None:
@@ -59,58 +88,60 @@ class ReplyStream:
         self.close()
 
 
-def _parse(done: Generated, call: Call, tool_format: ToolFormat) -> Reply:
-    text, finish = done.text, done.finish_reason
-    calls: tuple[ToolCall, ...] = ()
-    if call.usable_tools:
-        names = {tool.name for tool in call.usable_tools}
-        text, calls = tool_format.read(done.text, names)
-        if calls:
-            finish = "tool_calls"
-    return Reply(text, calls, finish, done.usage, done.confidence)
-
-
 class LoadedTier:
     """One GGUF file, loaded.
 
     Args:
         path: The GGUF file.
-        n_ctx: Tokens of context; must not be larger than the model was trained for.
+        n_ctx: Tokens of context, of all calls together.
         threads: For llama.cpp.
+        kv_type: How keys and values are stored.
+        host: Where prefixes go for which the context has no room; nowhere by default.
+        drafter: Guesses at next tokens; by default nobody does.
 
     Raises:
         ModelNotFoundError, DamagedModelError, UnsupportedModelError, OutOfMemoryError: The
             tier cannot be loaded.
-        ContextOverflowError: ``n_ctx`` is larger than the model's.
     """
 
-    def __init__(self, path: Path, *, n_ctx: int, threads: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        n_ctx: int,
+        threads: int,
+        kv_type: KVType = "f16",
+        host: HostCache | None = None,
+        drafter: Drafter | None = None,
+    ) -> None:
         began = time.perf_counter()
-        model = Model(path)
+        model = Model(path, gpu_layers=choose_gpu_layers(path, n_ctx, kv_type=kv_type))
         try:
-            if n_ctx > model.context_tokens:
-                raise ContextOverflowError(
-                    f"a context of {n_ctx} tokens was asked for, but {path.name!r} was trained "
-                    f"for {model.context_tokens}. Ask for at most that."
-                )
             self.template = ChatTemplate.of(model)
-            for tag in self.template.tool_format.tags:
+            self._tokenize = PromptTokenizer(model)
+            for tag in self.template.tags:
                 model.show_tag(tag)
-            self.engine = Engine(model, n_ctx=n_ctx, threads=threads)
+            self.engine = Engine(
+                model, n_ctx=n_ctx, threads=threads, kv_type=kv_type, host=host, drafter=drafter
+            )
         except BaseException:
             model.close()
             raise
         self.path = path
         self.model = model
-        self.n_ctx = self.engine.n_ctx
         self.load_s = time.perf_counter() - began
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens of context, of all calls together."""
+        return self.engine.n_ctx
 
     def prompt(self, call: Call) -> tuple[int, ...]:
         """The call's prompt in tokens."""
-        return tuple(self.model.tokenize(self.template.render(call)))
+        return self._tokenize(self.template.render(call))
 
     def stream(self, call: Call, prompt: tuple[int, ...] | None = None) -> ReplyStream:
-        """Starts answering a call.
+        """Starts answering a call. Never waits.
 
         Args:
             call: The call.
@@ -118,13 +149,16 @@ class LoadedTier:
 
         Raises:
             ToolSchemaError: A schema cannot be compiled; names the tool and the property.
+            EngineBusyError: Too many calls wait already.
         """
-        constraint = constraint_for(call, self.template.tool_format)
+        template = self.template
+        constraint = constraint_for(call, template.tool_format, template.thinking)
         request = GenerationRequest(
             prompt=self.prompt(call) if prompt is None else prompt,
             max_tokens=call.max_tokens,
             sampling=call.sampling,
-            stop=call.stop,
+            # A stop text is for words: in a call that must come it could only do harm.
+            stop=() if call.must_call else call.stop,
             constraint=constraint,
             deadline=None if call.timeout_s is None else time.monotonic() + call.timeout_s,
         )
@@ -133,7 +167,7 @@ class LoadedTier:
         except ToolSchemaError:
             self.engine.grammars.check(call)
             raise
-        return ReplyStream(stream, call, self.template.tool_format)
+        return ReplyStream(stream, ReplyParser(call, template.tool_format, template.thinking))
 
     def reply(self, call: Call) -> Reply:
         """Answers a call and waits for the whole reply."""

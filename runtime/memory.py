@@ -8,62 +8,125 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from tierwise.runtime.context import Context
+from tierwise.runtime.context import Context, KVType
 from tierwise.runtime.errors import ModelNotFoundError
 from tierwise.runtime.llama import Model
+from tierwise.runtime.scheduler import OUTPUTS, SEQUENCES
+from tierwise.runtime.tensors import mapped_bytes, mostly_repacked, read_tensors
 
 _MIB = 1024 * 1024
-_BUFFER = re.compile(r"(?P<kind>compute|output) buffer size =\s*(?P<mib>[\d.]+) MiB")
+_COMPUTE = re.compile(r"compute buffer size =\s*([\d.]+) MiB")
+_OUTPUT = re.compile(r"output buffer size =\s*([\d.]+) MiB")
+# With sliding-window layers there are two caches. Of the buffers themselves, "no_alloc" says 0.
+_KV = re.compile(r"llama_(?:kv_cache|memory_recurrent): size =\s*([\d.]+) MiB")
+_MERGES = re.compile(r"n_merges\s*= (\d+)")
 
-VOCABULARY_BYTES_PER_TOKEN = 300
-"""Heap bytes of llama.cpp's vocabulary and of the grammar's token trie, per token; measured as
-resident bytes of a loaded SmolLM2 (49,152 tokens) less its weights, KV cache and buffers."""
+# Heap bytes of llama.cpp's vocabulary and of the grammar's token trie, measured on fourteen
+# vocabularies of 32,000 to 262,144 tokens (Llama 2 and 3, Qwen 2 and 3.5, Gemma 4, Phi 3, SmolLM2
+# and others): 155 a token for llama.cpp and 370 to 430 for the trie, then the merges.
+TOKEN_BYTES = 580
+MERGE_BYTES = 115
+
+OVERHEAD_BYTES = 2 * _MIB
+"""The compute graph, descriptions of tensors and what malloc cannot give back."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryNeed:
-    """Bytes that one loaded tier takes, by what takes them."""
+    """Bytes that one loaded tier takes, by what takes them; `total_bytes` adds `OVERHEAD_BYTES`.
+
+    Args:
+        weights_bytes: What stays mapped of the file (or was read from it, see `mostly_repacked`).
+        repacked_bytes: Copies of weights in the layout that this processor multiplies fastest.
+        kv_bytes: The KV cache.
+        compute_bytes: Buffers for intermediate results and logits.
+        vocabulary_bytes: Tokens, merges, and the grammar's token trie.
+    """
 
     weights_bytes: int
     kv_bytes: int
     compute_bytes: int
     vocabulary_bytes: int
+    repacked_bytes: int
 
     @property
     def total_bytes(self) -> int:
-        return self.weights_bytes + self.kv_bytes + self.compute_bytes + self.vocabulary_bytes
+        return (
+            self.weights_bytes
+            + self.repacked_bytes
+            + self.kv_bytes
+            + self.compute_bytes
+            + self.vocabulary_bytes
+            + OVERHEAD_BYTES
+        )
 
 
-def predict_memory(path: Path, n_ctx: int) -> MemoryNeed:
-    """What loading ``path`` with a context of ``n_ctx`` tokens will take.
+def predict_memory(
+    path: Path,
+    n_ctx: int,
+    *,
+    kv_type: KVType = "f16",
+    sequences: int = SEQUENCES,
+    outputs: int = OUTPUTS,
+) -> MemoryNeed:
+    """What the process will hold once ``path`` is loaded and has answered, to within 5 %.
 
     llama.cpp reserves its graph on a model without data (``no_alloc``), which takes about the
     time of reading the vocabulary (0.1 s) and allocates nothing large. The result is remembered
     by file, size and modification time.
 
+    Args:
+        path: The GGUF file.
+        n_ctx: Tokens of context.
+        kv_type: As for `Context`, like all that follow. The defaults are an `Engine`'s.
+        sequences: Most sequences at once.
+        outputs: Most tokens of a batch whose logits are wanted.
+
     Raises:
-        ModelNotFoundError, DamagedModelError, UnsupportedModelError: The file cannot be loaded.
+        ModelNotFoundError, DamagedModelError, UnsupportedModelError: The file cannot be loaded,
+            or not with that ``kv_type``.
     """
     if not path.is_file():
         raise ModelNotFoundError(f"there is no model file {str(path)!r}")
     stat = path.stat()
-    return _predict(path, n_ctx, stat.st_size, stat.st_mtime_ns)
+    return _predict(path, n_ctx, kv_type, sequences, outputs, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=256)
-def _predict(path: Path, n_ctx: int, size: int, _mtime_ns: int) -> MemoryNeed:
-    with Model(path, no_alloc=True) as model:
-        with Context(model, n_ctx, threads=1) as context:
-            compute = _buffers(context.open_log)
-            cells = context.n_ctx
-        return MemoryNeed(
-            weights_bytes=size,
-            kv_bytes=cells * model.kv_bytes_per_token,
-            compute_bytes=compute,
-            vocabulary_bytes=model.vocab_size * VOCABULARY_BYTES_PER_TOKEN,
-        )
+def _predict(
+    path: Path,
+    n_ctx: int,
+    kv_type: KVType,
+    sequences: int,
+    outputs: int,
+    _size: int,
+    _mtime_ns: int,
+) -> MemoryNeed:
+    with (
+        Model(path, no_alloc=True) as model,
+        Context(
+            model, n_ctx, threads=1, sequences=sequences, outputs=outputs, kv_type=kv_type
+        ) as context,
+    ):
+        log = context.open_log
+        # llama.cpp begins with an output for each sequence, and grows when more are wanted.
+        rows = context.max_outputs / sequences
+        merges = _MERGES.findall("".join(model.load_log))
+        vocabulary = model.vocab_size * TOKEN_BYTES + sum(map(int, merges)) * MERGE_BYTES
+    tensors = read_tensors(path)
+    if mostly_repacked(tensors):
+        weights = sum(tensor.bytes for tensor in tensors if tensor.used_in_place)
+    else:
+        weights = mapped_bytes(tensors)
+    return MemoryNeed(
+        weights_bytes=weights,
+        kv_bytes=_sum(_KV, log),
+        compute_bytes=_sum(_COMPUTE, log) + round(_sum(_OUTPUT, log) * rows),
+        vocabulary_bytes=vocabulary,
+        repacked_bytes=sum(tensor.repacked_bytes for tensor in tensors),
+    )
 
 
-def _buffers(log: Iterable[str]) -> int:
-    found = (_BUFFER.search(line) for line in log)
-    return int(sum(float(match["mib"]) * _MIB for match in found if match))
+def _sum(size: re.Pattern[str], log: Iterable[str]) -> int:
+    found = (size.search(line) for line in log)
+    return int(sum(float(match[1]) * _MIB for match in found if match))

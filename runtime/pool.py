@@ -10,35 +10,34 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Collection
-from dataclasses import replace
+from concurrent.futures import Future
+from heapq import nlargest
 from typing import Self
 
 from tierwise.runtime.chat import Call
+from tierwise.runtime.context import KVType
 from tierwise.runtime.errors import (
     CallTimeoutError,
     ConfigError,
     ContextOverflowError,
     EngineClosedError,
-    OutOfMemoryError,
     TierwiseError,
 )
 from tierwise.runtime.family import Family, Tier
 from tierwise.runtime.lease import Entry, Lease, ResidentTier, megabytes
 from tierwise.runtime.loaded_tier import LoadedTier
-from tierwise.runtime.memory import predict_memory
 from tierwise.runtime.resources import ResourceProbe, Resources, probe
+from tierwise.runtime.room import Room
+from tierwise.runtime.scheduler import REPLIES
 from tierwise.runtime.vocabulary import Vocabulary, usable_file
 
 log = logging.getLogger("tierwise.pool")
 
 SMALLEST_CONTEXT = 2048
-"""Contexts are powers of two from here on, so that a growing conversation reopens its tier
-(and loses the cached prefix) a few times only."""
+"""Contexts are powers of two from here on, so that they grow a few times only."""
 
-MARGIN_SHARE, MARGIN_BYTES = 0.05, 64 * 2**20
-"""Of the available memory, the smaller of these two is left alone: what the rest of the
-process takes during a call."""
+PREFIX_BYTES = 256 * 2**20
+"""Most that prefixes take by default for which the contexts have no room."""
 
 WAIT_S = 300.0
 
@@ -50,9 +49,12 @@ class Pool:
 
     Args:
         family: Whose tiers these are.
-        memory_bytes: Cap on the sum of what resident tiers need; None for whatever is available.
+        memory_bytes: Cap on the sum of what resident tiers need and of the prefixes kept aside;
+            None for whatever is available.
         probe: Says what the machine can spare.
         threads: For llama.cpp; None for the cores that ``probe`` finds.
+        kv_type: How keys and values are stored.
+        prefix_bytes: Most that prefixes may take for which the contexts have no room.
     """
 
     def __init__(
@@ -62,16 +64,25 @@ class Pool:
         memory_bytes: int | None = None,
         probe: ResourceProbe = probe,
         threads: int | None = None,
+        kv_type: KVType = "f16",
+        prefix_bytes: int = PREFIX_BYTES,
     ) -> None:
         for name, value in (("memory_bytes", memory_bytes), ("threads", threads)):
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}; leave it out for all")
         self.family = family
-        self._cap = memory_bytes
         self._probe = probe
         self._threads = threads or probe().threads
-        self._entries: dict[str, Entry] = {}
+        self._kv_type: KVType = kv_type
         self._changed = threading.Condition()  # guards all below; its lock is reentrant
+        self._room = Room(
+            family,
+            self._changed,
+            cap=memory_bytes,
+            probe=probe,
+            kv_type=kv_type,
+            prefix_bytes=prefix_bytes,
+        )
         self._loading = False
         self._closed = False
         self._vocabulary = Vocabulary(family)
@@ -81,20 +92,23 @@ class Pool:
         tier: Tier | str,
         *,
         context_tokens: int,
+        expected_tokens: int | None = None,
         memory_bytes: int | None = None,
         timeout_s: float = WAIT_S,
     ) -> Lease:
         """Leases a tier with room for ``context_tokens``, loading it if need be.
 
         Idle tiers are unloaded to make room, the least recently used first. A resident tier
-        whose context is too small is reopened once its leases have ended, so never wait for a
-        larger context of a tier while holding a lease of it.
+        whose context is too small gets a larger one; the calls that run on it go on.
 
         Args:
             tier: The tier, or its name.
-            context_tokens: Prompt plus reply; rounded up by `rounded_context`.
+            context_tokens: Prompt plus longest reply; rounded up by `rounded_context`.
+            expected_tokens: Prompt plus likely reply. Where the leases of a tier expect more
+                than its context holds, it grows as far as memory is granted; until then their
+                calls wait for each other.
             memory_bytes: A cap for this call, where it is lower than the pool's own.
-            timeout_s: How long to wait for leases and for loads by other threads.
+            timeout_s: How long to wait for loads by other threads.
 
         Raises:
             ContextOverflowError: The tier was not trained for so long a context.
@@ -107,19 +121,44 @@ class Pool:
         if isinstance(tier, str):
             tier = self.family.tier(tier)
         n_ctx = rounded_context(tier, context_tokens)
-        cap = self._lower_cap(memory_bytes)
-        ready = self._wait(tier, n_ctx, timeout_s)
-        if isinstance(ready, Lease):
-            self._shrink(tier, cap)
-            return ready
+        expected = expected_tokens or context_tokens
+        cap = self._room.lower_cap(memory_bytes)
+        lease = self._wait(tier, n_ctx, expected, timeout_s)
+        if lease is not None:
+            self._room.keep_to(tier, cap)
+            self._widen(tier, cap)
+            return lease
         try:
-            return self._load(tier, n_ctx, cap)
+            return self._load(tier, n_ctx, expected, cap)
         finally:
             with self._changed:
                 self._loading = False
-                if ready is not None:
-                    ready.growers -= 1
                 self._changed.notify_all()
+
+    def try_acquire(
+        self,
+        tier: Tier | str,
+        *,
+        context_tokens: int,
+        expected_tokens: int | None = None,
+        memory_bytes: int | None = None,
+    ) -> Lease | None:
+        """`acquire`, if that needs neither loading nor waiting; else None.
+
+        Raises:
+            ContextOverflowError, EngineClosedError: As in `acquire`.
+        """
+        if isinstance(tier, str):
+            tier = self.family.tier(tier)
+        n_ctx = rounded_context(tier, context_tokens)
+        with self._changed:
+            self._check_open()
+            lease = self._resident_lease(tier, n_ctx, expected_tokens or context_tokens)
+        if lease is not None:
+            cap = self._room.lower_cap(memory_bytes)
+            self._room.keep_to(tier, cap)
+            self._widen(tier, cap)
+        return lease
 
     def need_bytes(self, tier: Tier | str, context_tokens: int) -> int:
         """What the tier will take, its context rounded up as `acquire` does.
@@ -130,7 +169,7 @@ class Pool:
         if isinstance(tier, str):
             tier = self.family.tier(tier)
         n_ctx = rounded_context(tier, context_tokens)
-        return predict_memory(usable_file(self.family, tier), n_ctx).total_bytes
+        return self._room.predict(tier, n_ctx)
 
     def fits(
         self,
@@ -143,26 +182,24 @@ class Pool:
 
         Memory that unloading idle tiers would free counts as free.
         """
-        cap = self._lower_cap(memory_bytes)
+        cap = self._room.lower_cap(memory_bytes)
         if isinstance(tier, str):
             tier = self.family.tier(tier)
         try:
-            n_ctx, need = (
-                rounded_context(tier, context_tokens),
-                self.need_bytes(tier, context_tokens),
-            )
+            n_ctx = rounded_context(tier, context_tokens)
+            need = self.need_bytes(tier, context_tokens)
         except TierwiseError as error:
             return False, str(error)
         with self._changed:
-            own = self._entries.get(tier.name)
+            own = self._room.entries.get(tier.name)
             if own is not None and own.tier.n_ctx >= n_ctx:
                 if cap is not None and own.bytes > cap:
                     return False, f"{tier.name} holds {megabytes(own.bytes)} of {megabytes(cap)}"
                 return True, f"{tier.name} is loaded with {own.tier.n_ctx:,} tokens of context"
-            freed = {entry for entry in self._entries.values() if not entry.holders}
-            if own is not None:
+            freed = {entry for entry in self._room.entries.values() if not entry.holders}
+            if own is not None:  # its context will grow
                 freed.add(own)
-            now, most = self._room(resources, (), cap), self._room(resources, freed, cap)
+            now, most = self._room.free(resources, (), cap), self._room.free(resources, freed, cap)
         if need <= now:
             return True, f"{tier.name} needs {megabytes(need)} of {megabytes(now)} free"
         if need <= most:
@@ -175,13 +212,13 @@ class Pool:
         with self._changed:
             return {
                 name: ResidentTier(entry.tier.n_ctx, entry.bytes, len(entry.holders))
-                for name, entry in self._entries.items()
+                for name, entry in self._room.entries.items()
             }
 
     def cached_prefix(self, tier: Tier | str, prompt: tuple[int, ...]) -> int:
         """Tokens of ``prompt`` that the tier would not have to prefill; 0 if not resident."""
         with self._changed:
-            entry = self._entries.get(tier if isinstance(tier, str) else tier.name)
+            entry = self._room.entries.get(tier if isinstance(tier, str) else tier.name)
             return entry.tier.engine.cached_prefix(prompt) if entry else 0
 
     def prompt(self, call: Call) -> tuple[int, ...]:
@@ -212,10 +249,11 @@ class Pool:
             self._closed = True
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self._loading)
-            idle = [entry for entry in self._entries.values() if not entry.holders]
-            for entry in self._entries.values():
+            idle = [entry for entry in self._room.entries.values() if not entry.holders]
+            for entry in self._room.entries.values():
                 entry.orphaned = True
-            self._entries.clear()
+            self._room.entries.clear()
+            self._room.host.limit_bytes = 0
         for entry in idle:
             entry.tier.close()
         self._vocabulary.close()
@@ -226,134 +264,109 @@ class Pool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _wait(self, tier: Tier, n_ctx: int, timeout_s: float) -> Lease | Entry | None:
-        """A lease where the tier is resident; else claims the one place of a loader.
-
-        Returns the entry to be reopened, if there is one. Its ``growers`` keep other threads
-        from leasing it meanwhile, lest a busy tier never be idle long enough to grow.
-        """
+    def _wait(self, tier: Tier, n_ctx: int, expected: int, timeout_s: float) -> Lease | None:
+        """A lease where the tier is resident; else None, and the one place of a loader."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
             while True:
                 self._check_open()
-                entry = self._entries.get(tier.name)
-                if entry is not None and entry.tier.n_ctx >= n_ctx:
-                    # Who holds a lease already may go on: its release could wait for this call.
-                    if not entry.growers or threading.get_ident() in entry.holders:
-                        return Lease(entry, self._changed, load_s=None, events=())
-                    growing = None
-                elif self._loading or (entry is not None and entry.holders):
-                    growing = entry
-                else:
+                lease = self._resident_lease(tier, n_ctx, expected)
+                if lease is not None:
+                    return lease
+                if not self._loading:
                     self._loading = True
-                    if entry is not None:
-                        entry.growers += 1
-                    return entry
-                if growing is not None:
-                    growing.growers += 1
+                    return None
                 left = deadline - time.monotonic()
                 self._changed.wait(max(0.0, left))
-                if growing is not None:
-                    growing.growers -= 1
                 if left <= 0:
-                    self._changed.notify_all()
                     raise CallTimeoutError(
                         f"tier {tier.name!r} could not be had with {n_ctx:,} tokens of context in "
-                        f"{timeout_s:g} s: it is in use, or another tier is being loaded. Allow "
-                        "more time, or release leases of it before asking for a larger context."
+                        f"{timeout_s:g} s: another tier is being loaded. Allow more time."
                     )
 
-    def _lower_cap(self, memory_bytes: int | None) -> int | None:
-        return min((c for c in (self._cap, memory_bytes) if c is not None), default=None)
+    def _resident_lease(self, tier: Tier, n_ctx: int, expected: int) -> Lease | None:
+        entry = self._room.entries.get(tier.name)
+        if entry is None or entry.tier.n_ctx < n_ctx:
+            return None
+        return Lease(entry, self._changed, expected, load_s=None, events=())
 
-    def _shrink(self, tier: Tier, cap: int | None) -> None:
-        """Unloads other idle tiers while all together take more than ``cap``."""
-        while cap is not None:
+    def _widen(self, tier: Tier, cap: int | None) -> None:
+        """Lets the context of a tier grow to what its leases expect, if there is the memory.
+
+        Does not wait for it: the engine does it between two steps.
+        """
+        with self._changed:
+            entry = self._room.entries.get(tier.name)
+            if entry is None or entry.widening or self._loading:
+                return
+            wanted = _power_of_two(sum(nlargest(REPLIES, entry.holders)))
+            wanted = self._room.widest(entry, tier, wanted, cap)
+            if wanted <= entry.tier.n_ctx:
+                return
+            entry.widening = True
+            old, entry.bytes = entry.bytes, self._room.predict(tier, wanted)
+            self._room.limit_host()
+        done = entry.tier.engine.grow_soon(wanted)
+
+        def settle(future: Future[None]) -> None:
             with self._changed:
-                total = sum(entry.bytes for entry in self._entries.values())
-                idle = [e for e in self._entries.values() if not e.holders and e.name != tier.name]
-                if total <= cap or not idle:
-                    return
-                victim = min(idle, key=lambda entry: (entry.last_used, -entry.bytes))
-                del self._entries[victim.name]
-            victim.tier.close()
-            log.info("unloaded %s to stay within %s", victim, megabytes(cap))
+                entry.widening = False
+                if future.exception() is not None:
+                    entry.bytes = old
+                    log.warning("%s keeps its context: %s", entry.name, future.exception())
+                self._changed.notify_all()
+            if future.exception() is None:  # others may have come meanwhile
+                self._widen(tier, cap)
 
-    def _load(self, tier: Tier, n_ctx: int, cap: int | None) -> Lease:
-        """Makes room and loads. Only one thread is in here at a time."""
+        done.add_done_callback(settle)
+
+    def _load(self, tier: Tier, n_ctx: int, expected: int, cap: int | None) -> Lease:
+        """Makes room, and loads the tier or enlarges its context. One thread at a time."""
         need = self.need_bytes(tier, n_ctx)
-        events = self._make_room(tier, n_ctx, need, cap)
-        loaded = LoadedTier(usable_file(self.family, tier), n_ctx=n_ctx, threads=self._threads)
+        events = self._room.make(tier, n_ctx, need, cap)
+        with self._changed:
+            own = self._room.entries.get(tier.name)
+            if own is not None:  # held meanwhile, so that nobody unloads it
+                own.holders.append(0)
+        if own is not None:
+            return self._enlarge(own, n_ctx, need, expected, events)
+        loaded = LoadedTier(
+            usable_file(self.family, tier),
+            n_ctx=n_ctx,
+            threads=self._threads,
+            kv_type=self._kv_type,
+            host=self._room.host,
+            drafter=self._room.drafter(tier, self._threads),
+        )
         events.append(f"loaded {tier.name} in {loaded.load_s:.1f} s ({megabytes(need)})")
         log.info(events[-1])
         entry = Entry(tier.name, loaded, need)
         with self._changed:
             if not self._closed:
-                self._entries[tier.name] = entry
-                return Lease(entry, self._changed, load_s=loaded.load_s, events=tuple(events))
+                self._room.entries[tier.name] = entry
+                self._room.pair()
+                self._room.limit_host()
+                return Lease(
+                    entry, self._changed, expected, load_s=loaded.load_s, events=tuple(events)
+                )
         loaded.close()
         raise self._was_closed()
 
-    def _make_room(self, tier: Tier, n_ctx: int, need: int, cap: int | None) -> list[str]:
-        """Unloads idle tiers until ``need`` bytes fit; none if they cannot be made to fit.
-
-        What a tier was predicted to need is taken as freed, without asking the probe again:
-        Linux keeps freed pages in per-processor lists (vm.percpu_pagelist_high_fraction), and
-        up to 150 MB were seen to become "available" seconds after they were.
-        """
-        events: list[str] = []
-        resources = self._probe()
-        while True:
+    def _enlarge(
+        self, own: Entry, n_ctx: int, need: int, expected: int, events: list[str]
+    ) -> Lease:
+        try:
+            own.tier.engine.grow_soon(n_ctx).result()
+        finally:
             with self._changed:
-                idle = [entry for entry in self._entries.values() if not entry.holders]
-                if need > self._room(resources, idle, cap):
-                    raise self._out_of_memory(tier, n_ctx, need, resources, cap)
-                own = self._entries.get(tier.name)
-                if own is None and need <= self._room(resources, (), cap):
-                    return events
-                victim = own or min(idle, key=lambda entry: (entry.last_used, -entry.bytes))
-                del self._entries[victim.name]
-            victim.tier.close()
-            resources = replace(
-                resources,
-                available_bytes=resources.available_bytes + victim.bytes,
-                gpu_free_bytes=resources.gpu_free_bytes + victim.bytes,
-            )
-            why = "to make room" if own is None else f"to reopen it with {n_ctx:,} tokens"
-            events.append(f"unloaded {victim} {why}")
-            log.info(events[-1])
-
-    def _room(self, resources: Resources, freed: Collection[Entry], cap: int | None) -> int:
-        """Bytes that a new tier may take once the entries ``freed`` are unloaded.
-
-        With a GPU, llama.cpp puts all layers on it; the host must then have the room as well,
-        which is more careful than need be (it maps the file while it copies).
-        """
-        free = resources.available_bytes
-        if resources.gpu_total_bytes:
-            free = min(free, resources.gpu_free_bytes)
-        free -= int(min(free * MARGIN_SHARE, MARGIN_BYTES))
-        free += sum(entry.bytes for entry in freed)
-        if cap is None:
-            return free
-        return min(free, cap - sum(e.bytes for e in self._entries.values() if e not in freed))
-
-    def _out_of_memory(
-        self, tier: Tier, n_ctx: int, need: int, resources: Resources, cap: int | None
-    ) -> OutOfMemoryError:
-        parts = [f"{megabytes(resources.available_bytes)} of memory available now"]
-        if resources.gpu_total_bytes:
-            parts.append(f"{megabytes(resources.gpu_free_bytes)} of GPU memory free")
-        if cap is not None:
-            parts.append(f"a cap of {megabytes(cap)} for all tiers (memory_bytes)")
-        busy = [f"{entry}" for entry in self._entries.values() if entry.holders]
-        idle = [f"{entry}" for entry in self._entries.values() if not entry.holders]
-        return OutOfMemoryError(
-            f"tier {tier.name!r} needs {megabytes(need)} with {n_ctx:,} tokens of context; there "
-            f"is {', '.join(parts)}. Resident and in use: {', '.join(busy) or 'none'}; resident "
-            f"and idle: {', '.join(idle) or 'none'}. Use a smaller tier or context, raise the "
-            "memory budget, close other programs, or wait for the calls that run."
-        )
+                own.holders.remove(0)
+        events.append(f"enlarged the context of {own.name} to {n_ctx:,} tokens")
+        log.info(events[-1])
+        with self._changed:
+            self._check_open()
+            own.bytes = max(own.bytes, need)
+            self._room.limit_host()
+            return Lease(own, self._changed, expected, load_s=None, events=tuple(events))
 
     def _check_open(self) -> None:
         if self._closed:
@@ -376,5 +389,8 @@ def rounded_context(tier: Tier, context_tokens: int) -> int:
             f"trained for {tier.context_tokens:,}. Shorten the conversation, lower max_tokens, or "
             "use a tier with a longer context."
         )
-    power = 1 << max(0, context_tokens - 1).bit_length()
-    return min(max(SMALLEST_CONTEXT, power), tier.context_tokens)
+    return min(_power_of_two(context_tokens), tier.context_tokens)
+
+
+def _power_of_two(tokens: int) -> int:
+    return max(SMALLEST_CONTEXT, 1 << max(0, tokens - 1).bit_length())

@@ -37,6 +37,13 @@ ASSUMED_LOAD_S = 0.2
 ASSUMED_CONTEXT_TOKENS = 2048
 
 
+class KVSpeed(Record):
+    """Speed with a KV cache of another type, as a multiple of that with f16."""
+
+    prefill: float = Field(gt=0, allow_inf_nan=False)
+    decode: float = Field(gt=0, allow_inf_nan=False)
+
+
 class Profile(Record):
     """One tier on one machine.
 
@@ -52,6 +59,16 @@ class Profile(Record):
         measured_at: ISO 8601 time in UTC (of the estimate, where it is one).
         runs: Measurements that each number is the median of; 0 for an estimate.
         estimated: Whether this was reckoned from another tier or from rough constants.
+        step_s: Seconds of a decode step with so many tokens of one sequence, the logits of all
+            being read: what it costs to check drafts.
+        sequences_s: Seconds of a decode step with one token of each of so many sequences.
+        kv_q8_0: Speed with a KV cache of q8_0; None if the model cannot have one.
+        drafting: What drafts gained on replies that copy from their prompts (seconds without,
+            divided by seconds with them), by what made them: "prompt_lookup", or the sha256 of a
+            smaller tier.
+
+    Steps are measured behind a prompt of 512 tokens. Estimates, and profiles that were made
+    before these were measured, have none.
     """
 
     tier_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -65,6 +82,10 @@ class Profile(Record):
     measured_at: str
     runs: int = Field(ge=0)
     estimated: bool = False
+    step_s: dict[int, float] = Field(default={})
+    sequences_s: dict[int, float] = Field(default={})
+    kv_q8_0: KVSpeed | None = None
+    drafting: dict[str, float] = Field(default={})
 
     def seconds(self, new_tokens: int, reply_tokens: float, *, cold: bool) -> float:
         """How long a call should take.
@@ -184,6 +205,10 @@ def estimated_profile(tier: Tier, measured: Iterable[tuple[Tier, Profile]] = ())
             "measured_at": utc_now(),
             "runs": 0,
             "estimated": True,
+            "step_s": {},
+            "sequences_s": {},
+            "kv_q8_0": None,
+            "drafting": {},
         }
     )
 

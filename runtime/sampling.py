@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import llama_cpp as lib
 import numpy as np
 from numpy.typing import NDArray
 
-from tierwise.runtime.chat import Sampling
+from tierwise.runtime.chat import Sampling, TokenLogprob
 from tierwise.runtime.context import Context
 
 _NO_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: a random one
@@ -33,25 +34,25 @@ class Sampler:
             ):
                 lib.llama_sampler_chain_add(self._chain, part)
 
-    def draw(self, context: Context, matcher: Any | None) -> int:
-        """The next token, one that the grammar allows.
+    def draw(self, context: Context, row: int, matcher: Any | None) -> int:
+        """The next token after a row of the batch, one that the grammar allows.
 
         The grammar is asked about the drawn token first; only when it says no is the whole mask
         made. Drawing again from the masked distribution keeps the result distributed as if the
         mask had come first: p(x) + (1 - Z) p(x) / Z = p(x) / Z, Z being the allowed mass. (Top-k,
         top-p and min-p are the exception: they cut each draw's own distribution.)
         """
-        token = self._draw(context)
+        token = self._draw(context, row)
         if matcher is None or matcher.validate_tokens([token]) == 1:
             return token
-        logits = context.logits()
+        logits = context.logits(row)
         logits[~allowed(matcher, logits.size)] = -np.inf  # in llama.cpp's own buffer
-        return self._draw(context)
+        return self._draw(context, row)
 
-    def _draw(self, context: Context) -> int:
+    def _draw(self, context: Context, row: int) -> int:
         if self._chain is None:
-            return int(context.logits().argmax())
-        return int(lib.llama_sampler_sample(self._chain, context.handle, -1))
+            return int(context.logits(row).argmax())
+        return int(lib.llama_sampler_sample(self._chain, context.handle, row))
 
     def close(self) -> None:
         if self._chain is not None:
@@ -77,3 +78,19 @@ def margin(logits: NDArray[np.float32]) -> float:
     second = float(logits.max())
     logits[best] = top
     return (1.0 - math.exp(second - top)) / total
+
+
+def logprob(
+    logits: NDArray[np.float32], token: int, alternatives: int, piece: Callable[[int], bytes]
+) -> TokenLogprob:
+    """The log-probability of a token, and of the likeliest ``alternatives`` in its place."""
+    alternatives = min(alternatives, logits.size)
+    top = float(logits.max())
+    total = top + math.log(float(np.exp(logits - top).sum()))
+    likeliest = np.argpartition(-logits, max(0, alternatives - 1))[:alternatives]
+    ranked = sorted(map(int, likeliest), key=lambda one: -logits[one])
+    return TokenLogprob(
+        piece(token),
+        float(logits[token]) - total,
+        tuple((piece(one), float(logits[one]) - total) for one in ranked),
+    )

@@ -1,84 +1,197 @@
 """How a model family writes tool calls, and how they are read back.
 
-Two forms so far: the ``<tool_call>`` tags of Hermes and Qwen, for models whose chat template
-writes them, and bare JSON lines, for every model whose template knows nothing of tools.
+A format is data: the texts around the calls of a reply and inside each. The grammar is made
+from it, the reply parser reads by it, and `write` puts calls into a history whose template
+cannot.
+
+Sources: the models' own chat templates, and for Mistral
+https://github.com/mistralai/mistral-common (tokenizer versions 3, 11 and 13).
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from tierwise.runtime.chat import ToolCall
+
+Thinking = Literal["no", "may", "open"]
+"""Whether a reply has a ``<think>`` block before its answer: never, if the model likes, or
+always, because the prompt ends with ``<think>`` already."""
+
+THINK_TAGS = ("<think>", "</think>")
+
+_DECODER = json.JSONDecoder()
+_TAG = re.compile(r"<[^<>\s]+>|\[[A-Z_]+\]")
+_SPACE = re.compile(r"\s*")
+_NAMED = re.compile(r"(?P<name>[^\[\]{}]*?)\s*(\[CALL_ID\]\s*(?P<id>\w*)\s*)?\[ARGS\]\s*")
 
 
 @dataclass(frozen=True, slots=True)
 class ToolFormat:
-    """Texts around each call's ``{"name": …, "arguments": {…}}``.
+    """The texts of a reply that calls tools: ``first (opening call closing)* last``.
 
-    ``native`` formats are taught to the model by its own chat template; the others by a
-    system prompt that the renderer writes.
+    Args:
+        name: For messages.
+        native: The model's own chat template tells it of tools and writes its calls; for the
+            others the renderer does both.
+        opening, closing: Around each call.
+        separator: Between two calls.
+        first, last: Once, before the first and after the last call.
+        body: "json" is ``{"name": …, arguments_key: {…}}``; "named" is ``name[ARGS]{…}``, and
+            "named_id" ``name[CALL_ID]id[ARGS]{…}``.
+        lead: A tag that may stand before the first call.
+        many: Whether one reply may hold several calls.
     """
 
     name: str
-    opening: str
-    closing: str
-    separator: str
-    native: bool
+    native: bool = True
+    opening: str = ""
+    closing: str = ""
+    separator: str = "\n"
+    first: str = ""
+    last: str = ""
+    arguments_key: str = "arguments"
+    body: Literal["json", "named", "named_id"] = "json"
+    lead: str = ""
+    many: bool = True
+
+    @property
+    def trigger(self) -> str:
+        """The tag that turns free text into calls; "" where only a reply's first ``{`` does."""
+        found = _TAG.match(self.first + self.opening)
+        return found.group() if found else ""
 
     @property
     def tags(self) -> tuple[str, ...]:
         """The texts around a call that a vocabulary may have as one token."""
-        return tuple(tag for tag in (self.opening.strip(), self.closing.strip()) if tag)
+        inside = {"json": "", "named": "[ARGS]", "named_id": "[CALL_ID][ARGS]"}[self.body]
+        texts = (self.lead, self.first, self.opening, inside, self.closing, self.last)
+        return tuple(dict.fromkeys(tag for text in texts for tag in _TAG.findall(text)))
 
-    def write(self, calls: Collection[ToolCall]) -> str:
-        """The calls as the model itself would have written them."""
-        return self.separator.join(f"{self.opening}{c.to_json()}{self.closing}" for c in calls)
+    def head(self, name: str) -> tuple[str, ...]:
+        """One call's text before its arguments, each lexeme of JSON apart.
 
-    def read(self, text: str, tools: Collection[str]) -> tuple[str, tuple[ToolCall, ...]]:
-        """Splits a reply into its text and its calls to known tools.
-
-        Text that looks like a call but is none (bad JSON, unknown tool) stays text.
+        An empty text stands for the call's id, nine letters or digits.
         """
-        if self.opening:
-            pattern = re.escape(self.opening.strip()) + r"\s*(.*?)\s*" + _end(self.closing)
-            bodies = re.findall(pattern, text, flags=re.DOTALL)
-            rest = re.sub(pattern, "", text, flags=re.DOTALL).strip()
-        else:
-            bodies = text.strip().split(self.separator)
-            rest = ""
-        calls = [_parse(body, tools) for body in bodies]
-        found = tuple(call for call in calls if call is not None)
-        if not found or len(found) != len(calls):
-            return text, ()
-        return rest, found
+        if self.body == "json":
+            key = json.dumps(self.arguments_key)
+            return ("{", '"name"', ": ", json.dumps(name, ensure_ascii=False), ", ", key, ": ")
+        return (name, "[ARGS]") if self.body == "named" else (name, "[CALL_ID]", "", "[ARGS]")
+
+    @property
+    def tail(self) -> str:
+        """One call's text after its arguments."""
+        return "}" if self.body == "json" else ""
+
+    def write(self, calls: Iterable[ToolCall]) -> str:
+        """The calls as the model itself would have written them; "" for none."""
+        bodies = self.separator.join(f"{self.opening}{self._one(c)}{self.closing}" for c in calls)
+        return f"{self.first}{bodies}{self.last}" if bodies else ""
+
+    def _one(self, call: ToolCall) -> str:
+        head = "".join(part or call.id for part in self.head(call.name))
+        return head + json.dumps(dict(call.arguments), ensure_ascii=False) + self.tail
+
+    def calls(self, text: str, tools: Collection[str]) -> tuple[ToolCall, ...]:
+        """The calls of a text that holds nothing else; empty where it is anything but calls.
+
+        White space between the parts does not count. What is no call of a known tool (bad JSON,
+        unknown name, words after it) makes the text no calls. The end of what follows the last
+        arguments may be missing, where the reply was cut off.
+        """
+        if self.lead and text.lstrip().startswith(self.lead):
+            text = text.lstrip()[len(self.lead) :]
+        found: list[ToolCall] = []
+        try:
+            at = _after(text, 0, self.first)
+            while True:
+                call, at = self._read_one(text, _after(text, at, self.opening), tools)
+                found.append(call)
+                at = _after(text, at, self.closing)
+                if self.last.startswith(text[at:].strip()):  # whole, or cut off
+                    return tuple(found)
+                at = _after(text, at, self.separator)
+        except (ValueError, RecursionError):  # not JSON, or nested thousands deep
+            return ()
+
+    def _read_one(self, text: str, at: int, tools: Collection[str]) -> tuple[ToolCall, int]:
+        """One call and the place after it."""
+        if self.body == "json":
+            value, at = _DECODER.raw_decode(text, _after(text, at, ""))
+            return _call(value, self.arguments_key, tools), at
+        head = _NAMED.match(text, at)
+        if head is None:
+            raise ValueError("no [ARGS]")
+        arguments, at = _DECODER.raw_decode(text, head.end())
+        value = {"name": head["name"], "arguments": arguments, "id": head["id"] or ""}
+        return _call(value, "arguments", tools), at
 
 
-def _end(closing: str) -> str:
-    # The closing tag may be missing where the reply was cut off.
-    return f"(?:{re.escape(closing.strip())}|$)"
+def _after(text: str, at: int, expected: str) -> int:
+    """The place after an expected text, of which white space does not count.
+
+    Where the text ends first, that is its end.
+
+    Raises:
+        ValueError: Something else is there.
+    """
+    for word in expected.split():
+        at = _skip_space(text, at)
+        rest = text[at : at + len(word)]
+        if not word.startswith(rest):
+            raise ValueError(f"expected {word!r}, got {rest!r}")
+        at += len(rest)
+    return _skip_space(text, at)
 
 
-def _parse(body: str, tools: Collection[str]) -> ToolCall | None:
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):  # not JSON, or nested thousands deep
-        return None
-    if not isinstance(value, dict) or set(value) != {"name", "arguments"}:
-        return None
-    name, arguments = value["name"], value["arguments"]
-    if not isinstance(name, str) or name not in tools or not isinstance(arguments, dict):
-        return None
-    return ToolCall(name, arguments)
+def _skip_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    return found.end() if found else at
 
 
-JSON_LINES = ToolFormat("json", opening="", closing="", separator="\n", native=False)
-HERMES = ToolFormat(
-    "hermes",
-    opening="<tool_call>\n",
-    closing="\n</tool_call>",
-    separator="\n",
-    native=True,
+def _call(value: Any, key: str, tools: Collection[str]) -> ToolCall:
+    """Raises ValueError where the JSON value is no call of a known tool."""
+    match value:
+        case {"name": str(name), **rest} if name in tools:
+            arguments, call_id = rest.pop(key, None), rest.pop("id", "")
+            if isinstance(arguments, dict) and isinstance(call_id, str) and not rest:
+                return ToolCall(name, arguments, call_id)
+    raise ValueError("no call of a known tool")
+
+
+JSON_LINES = ToolFormat("json", native=False)
+"""For every model whose template knows nothing of tools."""
+HERMES = ToolFormat("hermes", opening="<tool_call>\n", closing="\n</tool_call>")
+"""Hermes 2 and 3, Qwen2.5, Qwen3, QwQ and many others."""
+LLAMA = ToolFormat("llama", arguments_key="parameters", lead="<|python_tag|>", many=False)
+"""Llama 3.1, 3.2 and 3.3: bare JSON, one call a turn."""
+MISTRAL = ToolFormat("mistral", first="[TOOL_CALLS] [", separator=", ", last="]")
+"""Mistral 7B v0.3."""
+MISTRAL_NEMO = ToolFormat("mistral-nemo", first="[TOOL_CALLS][", separator=", ", last="]")
+MISTRAL_NAMED = ToolFormat("mistral-named", opening="[TOOL_CALLS]", separator="", body="named")
+"""Ministral 3, Devstral, Magistral."""
+MISTRAL_NAMED_ID = ToolFormat(
+    "mistral-named-id", opening="[TOOL_CALLS]", separator="", body="named_id"
 )
+"""Mistral Small 3.1 and 3.2."""
+PHI = ToolFormat("phi", first="<|tool_call|>[", separator=", ", last="]<|/tool_call|>")
+"""Phi-4-mini, as Microsoft documents it."""
+PHI_EACH = ToolFormat("phi-each", opening="<|tool_call|>", closing="<|/tool_call|>", separator="")
+"""Phi-4-mini with llama.cpp's template."""
+
+NATIVE_FORMATS = (
+    HERMES,
+    PHI,
+    PHI_EACH,
+    MISTRAL,
+    MISTRAL_NEMO,
+    MISTRAL_NAMED_ID,
+    MISTRAL_NAMED,
+    LLAMA,
+)
+MISTRAL_FORMATS = (MISTRAL, MISTRAL_NEMO, MISTRAL_NAMED_ID, MISTRAL_NAMED)
+"""Those whose templates demand ids of nine letters or digits."""

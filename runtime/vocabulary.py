@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from pathlib import Path
+from stat import S_ISREG
 
 from tierwise.runtime.chat import Call
 from tierwise.runtime.chat_template import ChatTemplate
@@ -15,6 +17,7 @@ from tierwise.runtime.errors import (
 )
 from tierwise.runtime.family import Family, Tier
 from tierwise.runtime.llama import Model
+from tierwise.runtime.prompt_tokens import PromptTokenizer
 
 
 class Vocabulary:
@@ -29,6 +32,7 @@ class Vocabulary:
         self._lock = threading.Lock()  # a model is not safe to use from two threads
         self._model: Model | None = None
         self._template: ChatTemplate | None = None
+        self._tokenizer: PromptTokenizer | None = None
         self._closed = False
 
     def prompt(self, call: Call) -> tuple[int, ...]:
@@ -41,9 +45,10 @@ class Vocabulary:
         """
         with self._lock:
             model = self._open()
-            if self._template is None:
+            if self._template is None or self._tokenizer is None:
                 self._template = ChatTemplate.of(model)
-            return tuple(model.tokenize(self._template.render(call)))
+                self._tokenizer = PromptTokenizer(model)
+            return self._tokenizer(self._template.render(call))
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text, as a prompt that holds it has them; no BOS is added.
@@ -88,7 +93,10 @@ def usable_file(family: Family, tier: Tier) -> Path:
         FamilyIncompleteError: It is gone or has another size.
     """
     path = family.path(tier)
-    size = path.stat().st_size if path.is_file() else None
+    size = None
+    with suppress(OSError):
+        status = path.stat()  # once: this is asked for every tier at every decision
+        size = status.st_size if S_ISREG(status.st_mode) else None
     if size == tier.bytes:
         return path
     found = "is missing" if size is None else f"has {size:,} bytes, not {tier.bytes:,}"

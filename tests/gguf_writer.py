@@ -35,6 +35,11 @@ CHATML_TOOLS = (
 )
 """A chat template with tools, in the manner of Qwen2.5."""
 
+CHATML_THINKING = CHATML_TOOLS.replace(
+    "{{ message['content'] or '' }}", "{{ (message['content'] or '').split('</think>')[-1] }}"
+)
+"""A chat template whose model may think before it answers, in the manner of Qwen3."""
+
 START, END = "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = ("<|endoftext|>", START, END)
 

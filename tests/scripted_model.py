@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -51,6 +51,7 @@ def write_scripted_gguf(
     path: Path,
     replies: str | Mapping[str, str],
     *,
+    endless: Collection[str] = (),
     context: int = 2048,
     confidence: float = 0.999,
     name: str = "scripted",
@@ -71,6 +72,7 @@ def write_scripted_gguf(
             Key ``""`` is the reply when the prompt has no keyword. A reply is followed by
             ``<|im_end|>``. Off the script the model wants to end: it likes ``<|im_end|>``
             most, then ``"``, ``}``, ``]``.
+        endless: Keywords of replies that never end but begin anew, again and again.
         confidence: Gap between the chances of the best and second-best token, at the least
             certain step of the replies.
         context: Longest text, in tokens, that the attention was made for.
@@ -86,7 +88,7 @@ def write_scripted_gguf(
     size = len(vocabulary.tokens)
     codes = _codes(size)
     ids = {key: index for index, key in enumerate(vocabulary.tokens)}
-    steps = _steps(script, vocabulary, ids)
+    steps = _steps(script, endless, vocabulary, ids)
 
     embedding = np.zeros((size, _WIDTH), np.float32)
     embedding[:, :_CODE] = codes
@@ -173,7 +175,10 @@ class _Step:
 
 
 def _steps(
-    script: Mapping[str, str], vocabulary: Vocabulary, ids: Mapping[str, int]
+    script: Mapping[str, str],
+    endless: Collection[str],
+    vocabulary: Vocabulary,
+    ids: Mapping[str, int],
 ) -> list[_Step]:
     steps: dict[tuple[tuple[int, ...], int], _Step] = {}
     for keyword, reply in script.items():
@@ -181,7 +186,8 @@ def _steps(
         if inside:
             raise ValueError(f"the reply {reply!r} contains the keyword {inside[0]!r}")
         mark = ids[keyword or START]
-        text = [ids[START], *vocabulary.ids("assistant\n"), *vocabulary.ids(reply), ids[END]]
+        text = [ids[START], *vocabulary.ids("assistant\n"), *vocabulary.ids(reply)]
+        text += vocabulary.ids(reply * 2) if keyword in endless else [ids[END]]
         for position in range(_BACK + 1, len(text)):
             before = tuple(reversed(text[position - _BACK - 1 : position]))
             step = _Step(before, mark, text[position])

@@ -37,6 +37,7 @@ PUBLIC = [
     "Resources",
     "Router",
     "TierwiseError",
+    "TierwiseLLM",
     "adopt_tier",
     "build_family",
 ]

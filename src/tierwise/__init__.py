@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tierwise.compression.build import build_family as build_family
     from tierwise.compression.recipe import BuildConfig as BuildConfig
     from tierwise.plugin.chat import ChatTierwise as ChatTierwise
+    from tierwise.plugin.llm import TierwiseLLM as TierwiseLLM
     from tierwise.routing.budget import Budget as Budget
     from tierwise.routing.decision import Decision as Decision
     from tierwise.routing.router import Router as Router
@@ -28,6 +29,7 @@ _EXPORTS = {
     "Resources": "tierwise.runtime.resources",
     "Router": "tierwise.routing.router",
     "TierwiseError": "tierwise.runtime.errors",
+    "TierwiseLLM": "tierwise.plugin.llm",
     "adopt_tier": "tierwise.compression.adopt",
     "build_family": "tierwise.compression.build",
 }
@@ -42,6 +44,7 @@ __all__ = [
     "Resources",
     "Router",
     "TierwiseError",
+    "TierwiseLLM",
     "adopt_tier",
     "build_family",
 ]

@@ -89,6 +89,8 @@ def test_a_base_becomes_a_family(wide_gguf: Path, tmp_path: Path) -> None:
         divergence, tools = tier.quality.divergence, tier.quality.tools
         assert divergence is not None and divergence.tokens == 128
         assert divergence.kl_mean > 0 and divergence.top1_agreement.n == 128
+        moved = tier.quality.kv_q8_0
+        assert moved is not None and moved.tokens == 128 and 0 < moved.kl_mean < divergence.kl_mean
         assert tools is not None and (tools.suite, tools.seed) == (SUITE_NAME, 0)
         assert tools.overall.n == 4
         assert load_profile(tier.sha256) is not None
@@ -119,6 +121,7 @@ def test_pinned_tiers_are_made_as_asked(base: Path, tmp_path: Path) -> None:
     divergence = whole.quality.divergence
     assert divergence is not None
     assert divergence.kl_mean < 1e-4 and divergence.top1_agreement.value == 1.0
+    assert whole.quality.kv_q8_0 is None  # heads of 16 values
 
 
 def test_no_observation_where_none_is_needed(base: Path, tmp_path: Path) -> None:
@@ -164,6 +167,7 @@ def test_other_options_reuse_what_they_share(base: Path, tmp_path: Path) -> None
         "Divergence of q5_0",
         "Speed of q5_0",
         "Tool tasks with q5_0",
+        "KV cache of q5_0 in q8_0",
     ]
     assert fingerprint(first).items() <= fingerprint(more).items()
     assert strays(out) == []
@@ -338,6 +342,7 @@ def test_killed_while_speed_is_measured(base: Path, tmp_path: Path, run: Run) ->
         "Reading the base model",
         "Speed of q5_1",
         "Tool tasks with q5_1",
+        "KV cache of q5_1 in q8_0",
     ]
 
 

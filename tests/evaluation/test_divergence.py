@@ -14,7 +14,7 @@ from tiny_models import write_scripted_gguf, write_tiny_checkpoint, write_tiny_g
 
 from tierwise.compression.export import export_gguf
 from tierwise.compression.quantize import quantize
-from tierwise.evaluation.divergence import BaseDistribution
+from tierwise.evaluation.divergence import BaseDistribution, kv_divergence
 from tierwise.runtime.errors import DiskFullError, UnsupportedModelError
 from tierwise.runtime.family import Divergence
 from tierwise.runtime.llama import Model
@@ -65,6 +65,32 @@ def test_more_noise_is_further(base: Path, tmp_path: Path) -> None:
         assert nearer.kl_p999 < further.kl_p999
         assert nearer.top1_agreement.value >= further.top1_agreement.value
     assert len({tier.base_perplexity for tier in found}) == 1
+
+
+# --- The KV cache's type --------------------------------------------------------------------------
+
+
+def test_a_quantized_cache_moves_a_model_a_little(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "a.gguf", width=128, heads=4, context=2048)
+    documents = documents_of(path)
+    same = kv_divergence(path, documents, threads=1, kv_type="f16")
+    assert (same.kl_mean, same.kl_p999, same.top1_agreement.value) == (0, 0, 1)
+    assert same.perplexity == same.base_perplexity
+    moved = kv_divergence(path, documents, threads=1)
+    assert moved.tokens == same.tokens == sum(map(len, documents))
+    assert 0 < moved.kl_mean < 0.02 and moved.kl_mean < moved.kl_p999
+    assert moved.top1_agreement.value > 0.9
+    assert moved.base_perplexity == pytest.approx(same.base_perplexity)
+    assert moved.perplexity != moved.base_perplexity
+    # The base's perplexity is what the base is measured to have.
+    store = BaseDistribution(path, documents, tmp_path / "base.f16", threads=1)
+    assert moved.base_perplexity == pytest.approx(store.perplexity)
+    store.close()
+
+
+def test_heads_that_cannot_be_quantized_are_named(base: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="16 values a head"):
+        kv_divergence(base, documents_of(base), threads=1)
 
 
 # --- Against transformers -------------------------------------------------------------------------

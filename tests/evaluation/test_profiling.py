@@ -71,7 +71,7 @@ def profile(of: Tier, **changes: object) -> Profile:
 
 
 def test_a_tiny_model_is_measured(tmp_path: Path) -> None:
-    path = write_tiny_gguf(tmp_path / "tiny.gguf", context=2048)
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", width=128, context=2048)
     seen: list[tuple[str, float]] = []
     found = measure_profile(
         path, sha256_of(path), threads=1, runs=2, progress=lambda *step: seen.append(step)
@@ -84,13 +84,31 @@ def test_a_tiny_model_is_measured(tmp_path: Path) -> None:
     assert need / 3 < found.resident_bytes < need + 30 * MIB
     assert [share for _, share in seen] == sorted(share for _, share in seen)
     assert seen[0] == ("load", 0.0) and seen[-1] == ("done", 1.0)
-    assert {stage for stage, _ in seen} == {"load", "warm-up", "speed", "done"}
+    stages = {"load", "warm-up", "speed", "steps", "KV cache of q8_0", "done"}
+    assert {stage for stage, _ in seen} == stages
+    assert list(found.step_s) == [1, 2, 4, 8, 16] and list(found.sequences_s) == [1, 2, 4, 8]
+    step = 1 / found.decode_tokens_per_s
+    assert found.step_s[1] == pytest.approx(step, rel=3)
+    # More work, but less than one by one.
+    assert found.step_s[1] < found.step_s[16] < 16 * 3 * found.step_s[1]
+    assert found.sequences_s[1] < found.sequences_s[8]
+    assert found.kv_q8_0 is not None
+    assert 0.01 < found.kv_q8_0.prefill < 100 and 0.01 < found.kv_q8_0.decode < 100
+    save_profile(found)
+    assert load_profile(found.tier_sha256) == found
 
 
 def test_a_short_context_is_enough(tmp_path: Path) -> None:
     path = write_tiny_gguf(tmp_path / "short.gguf", context=256)
     found = measure_profile(path, "0" * 64, threads=1, runs=1)
     assert found.context_tokens == 256
+    assert found.kv_q8_0 is None  # heads of 16 values
+
+
+def test_steps_that_have_no_room_are_left_out(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "short.gguf", context=256)
+    found = measure_profile(path, "0" * 64, threads=1, runs=1, context_tokens=4)
+    assert list(found.step_s) == list(found.sequences_s) == [1, 2, 4]
 
 
 def test_a_file_that_cannot_be_loaded_says_so_as_ever(tmp_path: Path) -> None:
@@ -145,6 +163,15 @@ def test_profiles_are_kept_per_machine(home: Path) -> None:
     assert load_profile(elsewhere.tier_sha256) is None
 
 
+def test_a_profile_from_before_steps_were_measured_is_read() -> None:
+    known = profile(tier("a"))
+    path = save_profile(known)
+    new = {"step_s", "sequences_s", "kv_q8_0"}
+    path.write_text(known.model_dump_json(exclude=new))
+    assert load_profile(known.tier_sha256) == known
+    assert (known.step_s, known.sequences_s, known.kv_q8_0) == ({}, {}, None)
+
+
 def test_a_profile_that_cannot_be_trusted_is_no_profile() -> None:
     known = profile(tier("a"))
     path = save_profile(known)
@@ -175,11 +202,13 @@ def test_an_estimate_scales_from_the_tier_most_alike() -> None:
     near = tier("b", size=90, quantization="Q4_0", parameters=100)
     wanted = tier("c", size=100, quantization="Q8_0", parameters=50)
     fast = profile(near, prefill_tokens_per_s=900.0)
-    found = estimated_profile(wanted, [(near, fast), (known, profile(known))])
+    steps = {"step_s": {1: 0.02}, "sequences_s": {1: 0.02}, "kv_q8_0": {"prefill": 1, "decode": 1}}
+    found = estimated_profile(wanted, [(near, fast), (known, profile(known, **steps))])
     assert found.estimated and found.runs == 0 and found.tier_sha256 == wanted.sha256
     assert found.prefill_tokens_per_s == pytest.approx(400.0)  # half the parameters
     assert found.decode_tokens_per_s == pytest.approx(100.0)  # half the bytes
     assert found.load_s == pytest.approx(0.2)
+    assert (found.step_s, found.sequences_s, found.kv_q8_0) == ({}, {}, None)  # never guessed
     assert found.resident_bytes == (100 + 20) * MIB
 
 

@@ -11,6 +11,7 @@ from tierwise.evaluation.task_generator import generate_tasks
 from tierwise.evaluation.texts import chat_documents, take_tokens
 from tierwise.runtime.chat_template import ChatTemplate
 from tierwise.runtime.llama import Model
+from tierwise.runtime.reply_parser import ReplyParser
 
 
 @pytest.mark.parametrize("source", [CHATML, CHATML_TOOLS])
@@ -26,10 +27,11 @@ def test_documents_are_prompts_with_their_right_answers(source: str) -> None:
         assert answer and END not in answer
         # The answer in the model's own form is read back as the right one.
         if task.expected.tool_calls:
-            names = {tool.name for tool in task.call.tools}
-            text, calls = template.tool_format.read(answer, names)
-            assert not text.strip()
-            found = [(call.name, call.arguments) for call in calls]
+            parser = ReplyParser(task.call, template.tool_format)
+            parser.push(answer)
+            parsed = parser.finish()
+            assert not parsed.text.strip()
+            found = [(call.name, call.arguments) for call in parsed.tool_calls]
             assert found == [(call.name, call.arguments) for call in task.expected.tool_calls]
         else:
             assert answer == task.expected.text

@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 
 import pytest
 from family_factory import TierSpec, make_family
-from gguf_writer import CHATML, CHATML_TOOLS
+from gguf_writer import CHATML, CHATML_THINKING, CHATML_TOOLS
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
 from langchain_core.exceptions import OutputParserException
@@ -44,6 +44,7 @@ from tierwise.runtime.errors import (
 )
 
 HELLO = "Hello there, friend."
+THOUGHT = "A greeting? Or the weather, in Oslo?"
 UMLAUTS = "Grüße aus Ålesund; 東京 🎉!"
 MILD = "It is mild in Oslo."
 TRIP = {"city": "Oslo", "days": 3}
@@ -101,6 +102,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     small = write_scripted_gguf(work / "small.gguf", script("native", talk="Hi.", city="Rome"))
     large = work / "native.gguf"
     made["pair"] = [TierSpec("small", small, kl=0.1), TierSpec("large", large)]
+    thinker = write_scripted_gguf(
+        work / "thinker.gguf",
+        {
+            "": f"<think>\n{THOUGHT}\n</think>\n\n{HELLO}",
+            CALL: f"<think>\n{THOUGHT}\n</think>\n\n" + written("native", "get_weather", OSLO),
+            RESULT: MILD,
+        },
+        context=4096,
+        chat_template=CHATML_THINKING,
+    )
+    made["thinker"] = [TierSpec("only", thinker)]
     babbler = write_tiny_gguf(work / "babbler.gguf", seed=2, layers=1, context=2048)
     made["babbler"] = [TierSpec("only", babbler)]
     return {name: make_family(work / name, specs).folder for name, specs in made.items()}
@@ -780,6 +792,123 @@ def test_tools_and_a_response_format_together(model: ChatTierwise) -> None:
     assert json.loads(str(reply.content)) == TRIP and reply.tool_calls == []
 
 
+# --- forms of a text --------------------------------------------------------------------
+
+
+def test_a_text_that_matches_a_regex(make: Make) -> None:
+    model = make()
+    assert model.invoke("hi", regex=r"Hello [a-z]+, [a-z]+\.").content == HELLO
+    assert str(model.invoke("hi", regex=r"[0-9]{3}").content).isdecimal()
+    pieces = [str(chunk.content) for chunk in model.stream("hi", regex="Hello [a-z]{5}")]
+    assert "".join(pieces) == "Hello there"
+
+
+def test_a_text_that_is_one_of_a_few(make: Make) -> None:
+    model = make()
+    assert model.invoke("hi", choices=["Good day", HELLO]).content == HELLO
+    assert model.bind(choices=["yes", "no"]).invoke("hi").content in ("yes", "no")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"regex": "a", "choices": ["b"]}, "has regex and choices"),
+        ({"regex": "a", "response_format": Trip}, "has response_schema and regex"),
+        ({"choices": []}, "choices cannot be"),
+        ({"choices": "yes"}, "choices cannot be 'yes'"),
+        ({"regex": 5}, "regex cannot be 5"),
+    ],
+    ids=str,
+)
+def test_forms_that_make_no_sense(make: Make, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make().invoke("hi", **options)
+
+
+# --- reasoning --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [None, "v1"])
+@pytest.mark.parametrize("question", ["hi", CALL])
+def test_reasoning_comes_in_blocks_of_its_own(
+    make: Make, question: str, version: str | None
+) -> None:
+    bound = make("thinker", output_version=version).bind_tools([get_weather])
+    reply = bound.invoke(question)
+    kinds = [block["type"] for block in reply.content_blocks]
+    assert kinds == ["reasoning", "text" if question == "hi" else "tool_call"]
+    assert reply.content_blocks[0].get("reasoning") == THOUGHT
+    assert reply.text == (HELLO if question == "hi" else "")
+    assert wanted(reply) == ([] if question == "hi" else [("get_weather", OSLO)])
+
+    async def all_chunks() -> list[Any]:
+        return [chunk async for chunk in bound.astream(question)]
+
+    for chunks in (list(bound.stream(question)), asyncio.run(all_chunks())):
+        whole = streamed(chunks)
+        assert [block["type"] for block in whole.content_blocks] == kinds
+        assert whole.content_blocks[0].get("reasoning") == THOUGHT
+        assert whole.text == reply.text and wanted(whole) == wanted(reply)
+        if version is None:
+            assert whole.content == reply.content
+
+
+def test_reasoning_is_streamed_where_nothing_can_take_it_back(make: Make) -> None:
+    chunks = list(make("thinker").stream("hi"))
+    thoughts = [c for c in chunks for block in c.content_blocks if block["type"] == "reasoning"]
+    assert len(thoughts) > 10
+    events: Any = make("thinker").stream_events("hi", version="v3")
+    assert {event["event"] for event in events} >= {"message-start", "message-finish"}
+    assert [block["type"] for block in events.output.content_blocks] == ["reasoning", "text"]
+
+
+def test_reasoning_is_not_told_again(make: Make) -> None:
+    model = make("thinker")
+    first = model.invoke("hi")
+    count = model.get_num_tokens_from_messages
+    assert count([first]) == count([AIMessage(HELLO)])
+    again = model.invoke([HumanMessage("hi"), first, HumanMessage(CALL)], tools=[get_weather])
+    assert wanted(again) == [("get_weather", OSLO)]
+
+
+def test_a_text_without_reasoning_stays_a_string(make: Make) -> None:
+    told_only = make("thinker").bind_tools([get_weather]).invoke(ASKED)
+    assert told_only.content == MILD
+
+
+def test_structured_output_after_reasoning(make: Make) -> None:
+    """The thoughts are no part of the JSON."""
+    schema = {"title": "Greeting", "type": "object", "properties": {"x": {"const": 1}}}
+    found = make("thinker").with_structured_output({**schema, "required": ["x"]}).invoke("hi")
+    assert found == {"x": 1}
+
+
+# --- logprobs ---------------------------------------------------------------------------
+
+
+def test_logprobs(make: Make) -> None:
+    model = make(logprobs=True, top_logprobs=2)
+    reply = model.invoke("umlauts")
+    told = json.loads(json.dumps(reply.response_metadata["logprobs"]["content"]))
+    assert bytes(byte for token in told for byte in token["bytes"]) == UMLAUTS.encode()
+    assert all(token["logprob"] > -0.1 for token in told)
+    assert all(len(token["top_logprobs"]) == 2 for token in told)
+    assert all(token["top_logprobs"][0]["bytes"] == token["bytes"] for token in told)
+    whole = streamed(list(model.stream("umlauts")))
+    assert len(whole.response_metadata["logprobs"]["content"]) == len(told)
+    assert "logprobs" not in model.invoke("hi", logprobs=False).response_metadata
+
+
+def test_logprobs_of_one_call(make: Make) -> None:
+    reply = make().bind(logprobs=True).invoke("hi")
+    told = reply.response_metadata["logprobs"]["content"]
+    assert [token["token"] for token in told] == [*HELLO]
+    assert all(token["top_logprobs"] == [] for token in told)
+    assert "logprobs" not in make().invoke("hi").response_metadata
+    with pytest.raises(ConfigError, match="top_logprobs cannot be 21"):
+        make().invoke("hi", top_logprobs=21)
+
+
 # --- tokens and content -----------------------------------------------------------------
 
 
@@ -819,6 +948,19 @@ def test_a_conversation_that_is_too_long(make: Make) -> None:
         make().invoke("x" * 5000)
     with pytest.raises(ContextOverflowError, match="lower max_tokens"):
         make().invoke("hi", max_tokens=5000)
+
+
+def test_a_conversation_that_is_trimmed(make: Make) -> None:
+    talk = [m for n in range(40) for m in (HumanMessage(f"{n} " + "x" * 90), AIMessage("Yes."))]
+    question = [SystemMessage("Be kind."), *talk, HumanMessage("The apple?")]
+    with pytest.raises(ContextOverflowError):
+        make().invoke(question)
+    for reply in (make(overflow="trim").invoke(question), make().invoke(question, overflow="trim")):
+        assert reply.content == FRUIT["apple"]
+        assert reply.usage_metadata is not None
+        assert 2000 < reply.usage_metadata["input_tokens"] < 4096
+    with pytest.raises(ConfigError, match="overflow cannot be 'cut'"):
+        make().invoke("hi", overflow="cut")
 
 
 # --- life -------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import json
 from typing import Any, TypedDict
 
 import pytest
-from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,
@@ -20,25 +19,18 @@ from langchain_core.messages import (
     SystemMessageChunk,
     ToolMessage,
 )
-from langchain_core.outputs import Generation
 from langchain_core.tools import tool
 from pydantic import BaseModel
 
 from tierwise.plugin.messages import (
-    WholeJsonParser,
-    WholePydanticParser,
-    to_ai_message,
     to_budget,
     to_messages,
     to_schema,
     to_tool_choice,
     to_tools,
-    to_usage,
 )
 from tierwise.routing.budget import Budget
-from tierwise.routing.cascade import Answer, Attempt
-from tierwise.routing.decision import Decision, Forecast
-from tierwise.runtime.chat import Message, Reply, ToolCall, Usage
+from tierwise.runtime.chat import Message, ToolCall
 from tierwise.runtime.errors import ConfigError, UnsupportedContentError
 
 
@@ -402,83 +394,3 @@ def test_budgets() -> None:
         to_budget("fast")
     with pytest.raises(ConfigError, match="speed"):
         to_budget({"speed": 5})
-
-
-# --- replies out ------------------------------------------------------------------------
-
-
-def answered(reply: Reply) -> Answer:
-    forecast = Forecast("small", 0.9, 1.5, 0.5, 1000, 20, False, True, "chosen")
-    decision = Decision("small", "it will do", 0.2, 20, (forecast,))
-    return Answer((Attempt(decision, reply, 2.0, ""),))
-
-
-def test_a_text_as_a_message() -> None:
-    usage = Usage(prompt_tokens=20, cached_tokens=12, completion_tokens=5)
-    message = to_ai_message(answered(Reply("Hello.", usage=usage, confidence=0.123456)))
-    assert message.content == "Hello." and message.tool_calls == []
-    assert message.usage_metadata == {
-        "input_tokens": 20,
-        "output_tokens": 5,
-        "total_tokens": 25,
-        "input_token_details": {"cache_read": 12},
-    }
-    told = message.response_metadata
-    assert (told["model_provider"], told["model_name"]) == ("tierwise", "small")
-    assert (told["finish_reason"], told["confidence"]) == ("stop", 0.1235)
-    assert (told["tier"], told["reason"]) == ("small", "it will do")
-    assert (told["predicted_s"], told["actual_s"], told["escalated"]) == (1.5, 2.0, False)
-    assert json.loads(json.dumps(told))["decision"]["forecasts"][0]["tier"] == "small"
-
-
-def test_calls_as_a_message() -> None:
-    calls = (ToolCall("f", {"x": 1}), ToolCall("f", {"x": 1}))
-    message = to_ai_message(answered(Reply("", calls, "tool_calls")))
-    assert [(c["name"], c["args"], c["type"]) for c in message.tool_calls] == [
-        ("f", {"x": 1}, "tool_call"),
-        ("f", {"x": 1}, "tool_call"),
-    ]
-    first, second = (c["id"] for c in message.tool_calls)
-    assert first and second and first != second
-    assert plain(message).tool_calls == (
-        ToolCall("f", {"x": 1}, first),
-        ToolCall("f", {"x": 1}, second),
-    )
-
-
-def test_no_usage_is_zero() -> None:
-    assert to_usage(Usage())["total_tokens"] == 0
-
-
-# --- parsers ----------------------------------------------------------------------------
-
-
-def test_whole_json_is_parsed() -> None:
-    whole = [Generation(text='{"city": "Oslo", "days": 3}')]
-    assert WholeJsonParser().parse_result(whole) == {"city": "Oslo", "days": 3}
-    assert WholePydanticParser(pydantic_object=Trip).parse_result(whole) == Trip(
-        city="Oslo", days=3
-    )
-    ticks = [Generation(text='{"city": "```json\\n{}\\n```"}')]
-    assert WholeJsonParser().parse_result(ticks) == {"city": "```json\n{}\n```"}
-
-
-@pytest.mark.parametrize("text", ['{"city": "Os', '{"city": "Oslo"', "", "Oslo"])
-def test_json_that_was_cut_off_is_refused(text: str) -> None:
-    """LangChain's parsers would give a trip to "Os"."""
-    for parser in (WholeJsonParser(), WholePydanticParser(pydantic_object=Trip)):
-        with pytest.raises(OutputParserException, match="max_tokens") as caught:
-            parser.parse_result([Generation(text=text)])
-        assert caught.value.llm_output == text
-
-
-def test_what_is_streamed_may_be_partial() -> None:
-    begun = [Generation(text='{"city": "Os')]
-    assert WholeJsonParser().parse_result(begun, partial=True) == {"city": "Os"}
-    partial = WholePydanticParser(pydantic_object=Trip).parse_result(begun, partial=True)
-    assert partial == Trip(city="Os")
-
-
-def test_json_of_another_shape_is_refused() -> None:
-    with pytest.raises(OutputParserException, match="Trip"):
-        WholePydanticParser(pydantic_object=Trip).parse_result([Generation(text='{"days": 3}')])

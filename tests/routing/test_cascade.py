@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import aclosing, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from family_factory import TierSpec, make_family
-from tiny_models import write_scripted_gguf, write_tiny_gguf
+from gguf_writer import CHATML_THINKING
+from scripted_model import write_scripted_gguf
 
+from tierwise.routing.answer import Answer
 from tierwise.routing.budget import Budget
-from tierwise.routing.cascade import Answer, answer, stream_answer
+from tierwise.routing.cascade import aanswer, answer, astream_answer, stream_answer
 from tierwise.routing.decision import Forecast
 from tierwise.routing.policy import feasible_first
 from tierwise.routing.router import Router
@@ -30,6 +33,7 @@ from tierwise.runtime.errors import (
     ToolSchemaError,
 )
 from tierwise.runtime.pool import Pool
+from tierwise.runtime.reply_parser import Piece
 from tierwise.runtime.resources import Resources
 
 WEATHER = Tool(
@@ -112,13 +116,28 @@ def tried(result: Answer) -> list[tuple[str, str]]:
 
 def collect(router: Router, call: Call, **options: Any) -> tuple[list[str], Answer]:
     """The pieces of a stream, and its answer."""
-    pieces: list[str] = []
-    stream = stream_answer(router, call, **options)
-    while True:
-        try:
-            pieces.append(next(stream))
-        except StopIteration as done:
-            return pieces, done.value
+    return parted(stream_answer(router, call, **options))
+
+
+def collect_async(router: Router, call: Call, **options: Any) -> tuple[list[str], Answer]:
+    async def events() -> list[Piece | Answer]:
+        return [event async for event in astream_answer(router, call, **options)]
+
+    return parted(asyncio.run(events()))
+
+
+def parted(events: Iterable[Piece | Answer]) -> tuple[list[str], Answer]:
+    *pieces, result = events
+    assert isinstance(result, Answer)
+    return [piece.text for piece in pieces if isinstance(piece, Piece)], result
+
+
+@pytest.fixture(params=["threads", "coroutines"], autouse=True)
+def driver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both drivers pass every test."""
+    if request.param == "coroutines":
+        monkeypatch.setitem(globals(), "collect", collect_async)
+        monkeypatch.setitem(globals(), "answer", lambda *a, **k: asyncio.run(aanswer(*a, **k)))
 
 
 # --- one tier will do -------------------------------------------------------------------
@@ -184,10 +203,9 @@ def test_an_empty_reply_escalates(make_router: MakeRouter) -> None:
 
 @pytest.fixture(scope="session")
 def babbler(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights, decoded greedily, soon go round in circles."""
-    return write_tiny_gguf(
-        tmp_path_factory.mktemp("babbler") / "babbler.gguf", seed=2, layers=1, context=2048
-    )
+    """Goes round in circles."""
+    path = tmp_path_factory.mktemp("babbler") / "babbler.gguf"
+    return write_scripted_gguf(path, script("Round and round we go, "), endless=[NONE])
 
 
 def test_a_reply_in_circles_escalates(make_router: MakeRouter, babbler: Path) -> None:
@@ -438,19 +456,85 @@ def test_structured_output_that_was_cut_off_after_showing_stands(make_router: Ma
     assert tried(result) == [("small", "the structured reply was cut off by the token limit")]
 
 
-def test_closing_the_stream_frees_the_engine(make_router: MakeRouter, babbler: Path) -> None:
-    router = make_router(babbler)
-    call = replace(TALK, max_tokens=1800)
-    with closing(stream_answer(router, call)) as stream:
-        assert next(stream)
-        assert router.pool.resident()["small"].leases == 1
+def wait_until_idle(router: Router) -> None:
     assert router.pool.resident()["small"].leases == 0
     with router.pool.acquire("small", context_tokens=100) as lease:
         deadline = time.monotonic() + 30
         while lease.tier.engine.busy and time.monotonic() < deadline:
             time.sleep(0.001)
         assert not lease.tier.engine.busy
+
+
+def test_closing_the_stream_frees_the_engine(make_router: MakeRouter, babbler: Path) -> None:
+    router = make_router(babbler)
+    call = replace(TALK, max_tokens=1800)
+    with closing(stream_answer(router, call)) as stream:
+        assert next(stream)
+        assert router.pool.resident()["small"].leases == 1
+    wait_until_idle(router)
     assert len(answer(router, replace(TALK, max_tokens=5)).reply.text) > 0
+
+
+def test_closing_the_async_stream_frees_the_engine(make_router: MakeRouter, babbler: Path) -> None:
+    router = make_router(babbler)
+
+    async def first() -> None:
+        async with aclosing(astream_answer(router, replace(TALK, max_tokens=1800))) as stream:
+            assert await anext(stream)
+            assert router.pool.resident()["small"].leases == 1
+        assert router.pool.resident()["small"].leases == 0
+
+    asyncio.run(first())
+    wait_until_idle(router)
+
+
+# --- reasoning --------------------------------------------------------------------------
+
+THOUGHT = "They greet me."
+
+
+def thinking(folder: Path, name: str, after: str) -> Path:
+    """A tier that thinks before it says this; all keywords lead to the same."""
+    text = f"<think>\n{THOUGHT}\n</think>\n\n{after}"
+    replies = script(talk=text, tools=text, result=text)
+    return write_scripted_gguf(folder / f"{name}.gguf", replies, chat_template=CHATML_THINKING)
+
+
+def kinds(events: Iterable[Piece | Answer]) -> tuple[str, str, list[bool], Answer]:
+    """What was thought, what was said, and which came when."""
+    *pieces, result = events
+    assert isinstance(result, Answer)
+    shown = [piece for piece in pieces if isinstance(piece, Piece)]
+    thought = "".join(piece.text for piece in shown if piece.reasoning)
+    said = "".join(piece.text for piece in shown if not piece.reasoning)
+    return thought, said, [piece.reasoning for piece in shown], result
+
+
+def test_reasoning_that_stands_is_shown_first(make_router: MakeRouter, tmp_path: Path) -> None:
+    router = make_router(thinking(tmp_path, "one", "Hello!"))
+    thought, said, order, result = kinds(stream_answer(router, TALK))
+    assert (thought, said) == (result.reply.reasoning, result.reply.text) == (THOUGHT, "Hello!")
+    assert order == sorted(order, reverse=True) and order.count(True) > 5
+
+
+def test_reasoning_is_given_up_with_its_reply(make_router: MakeRouter, tmp_path: Path) -> None:
+    """Here the smaller tier only thinks, and there is a better one."""
+    mute, good = thinking(tmp_path, "mute", ""), thinking(tmp_path, "good", "Hello!")
+    router = make_router(mute, good)
+    thought, said, _, result = kinds(stream_answer(router, TALK))
+    assert tried(result) == [("small", "the reply is empty"), ("large", "")]
+    assert (thought, said) == (THOUGHT, "Hello!")
+    # The best tier's thoughts bind as soon as they are shown, however little follows.
+    thought, said, _, result = kinds(stream_answer(router, TALK, pin="small"))
+    assert (thought, said) == (THOUGHT, "") and result.final.problem == "the reply is empty"
+
+
+def test_reasoning_before_a_call_waits_for_it(make_router: MakeRouter, tmp_path: Path) -> None:
+    wrong = thinking(tmp_path, "wrong", calls("Oslo"))
+    right = thinking(tmp_path, "right", calls("Paris"))
+    thought, said, order, result = kinds(stream_answer(make_router(wrong, right), ASK))
+    assert result.escalated and result.reply.tool_calls[0].arguments == {"city": "Paris"}
+    assert (thought, said, order) == (THOUGHT, "", [True])
 
 
 # --- errors of the call -----------------------------------------------------------------
@@ -466,13 +550,23 @@ def test_a_call_whose_time_is_up(make_router: MakeRouter) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_time_also_runs_while_waiting_for_a_tier(make_router: MakeRouter, tmp_path: Path) -> None:
-    path = write_scripted_gguf(tmp_path / "long.gguf", script(), context=8192)
-    router = make_router(path)
-    with router.pool.acquire("small", context_tokens=2048), ThreadPoolExecutor(1) as other:
-        wants_more = replace(TALK, max_tokens=4000, timeout_s=0.2)
+def test_time_also_runs_while_waiting_for_a_tier(make_router: MakeRouter) -> None:
+    family = make_router(script(), script()).family
+    loading, go_on = threading.Event(), threading.Event()
+
+    def slow() -> Resources:  # the pool asks it when it loads
+        loading.set()
+        assert go_on.wait(timeout=30)
+        return plenty()
+
+    with Pool(family, probe=slow, threads=1) as pool, ThreadPoolExecutor(1) as other:
+        router = Router(family, pool, Budget(quality=0.0), probe=plenty)
+        first = other.submit(answer, router, TALK, pin="large")
+        assert loading.wait(timeout=30)
         with pytest.raises(CallTimeoutError, match=r"could not be had .* in 0"):
-            other.submit(answer, router, wants_more).result()
+            answer(router, replace(TALK, timeout_s=0.2), pin="small")
+        go_on.set()
+        assert first.result().reply.text == "Hello!"
 
 
 def test_all_tries_share_one_deadline(make_router: MakeRouter) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,10 @@ from tierwise.runtime.errors import (
     NoFeasibleTierError,
 )
 from tierwise.runtime.family import Family
-from tierwise.runtime.pool import MARGIN_SHARE, Pool
+from tierwise.runtime.pool import Pool
 from tierwise.runtime.profile import family_profiles
 from tierwise.runtime.resources import Resources
+from tierwise.runtime.room import MARGIN_SHARE
 
 PLENTY = Resources(available_bytes=4 * 2**30, total_bytes=8 * 2**30, threads=1)
 CALL = Call((Message("user", "hello Paris"),), max_tokens=10)
@@ -291,6 +294,96 @@ def test_a_prompt_that_no_context_holds(make_router: MakeRouter) -> None:
     # Without a limit the reply takes what is left.
     almost = Call((Message("user", "hello " * 1900),))
     assert router.decide(almost).prompt_tokens in range(3500, 4096)
+
+
+def long_talk(turns: int, **options: Any) -> Call:
+    """A system prompt, then exchanges of some 77 tokens in the tiny vocabulary."""
+    messages = [Message("system", "be brief")]
+    for turn in range(turns):
+        messages += (Message("user", f"u{turn} " + "hello " * 25), Message("assistant", "yes"))
+    return Call((*messages, Message("user", "last")), **options)
+
+
+def test_a_conversation_is_trimmed_if_the_call_says_so(make_router: MakeRouter) -> None:
+    router = make_router()
+    call = long_talk(80, max_tokens=50)
+    whole = router.pool.prompt(call)
+    assert len(whole) > 4096
+    with pytest.raises(ContextOverflowError, match=f"{len(whole):,} tokens and the reply"):
+        router.decide(call)
+    call = replace(call, overflow="trim")
+    decision = router.decide(call)
+    assert decision.call is not None
+    assert decision.prompt == router.pool.prompt(decision.call)
+    assert 3000 < decision.prompt_tokens <= 4096 - 50
+    kept = decision.call.messages
+    assert kept[:3] == call.messages[:3] and kept[-20:] == call.messages[-20:]
+    assert decision.call == replace(call, messages=kept)
+    # The next turn extends this one.
+    again = call.with_messages(Message("assistant", "yes"), Message("user", "more"))
+    later = router.decide(again).call
+    assert later is not None and later.messages == kept + again.messages[-2:]
+
+
+def test_a_conversation_that_fits_is_not_trimmed(make_router: MakeRouter) -> None:
+    router = make_router()
+    call = long_talk(20, max_tokens=50)
+    plain, trimmed = router.decide(call), router.decide(replace(call, overflow="trim"))
+    assert trimmed.call is None and trimmed.prompt == plain.prompt
+    # A reply of unknown length is given the usual room: here 1,024 tokens.
+    open_end = replace(long_talk(45), overflow="trim")
+    assert 3072 < len(router.pool.prompt(open_end)) < 4096
+    assert router.decide(replace(open_end, overflow="error")).prompt_tokens > 3072
+    assert router.decide(open_end).prompt_tokens <= 3072
+
+
+def test_what_cannot_be_trimmed_enough(make_router: MakeRouter) -> None:
+    router = make_router()
+    request = Message("user", "hello " * 4000)
+    call = Call((*long_talk(3).messages, Message("assistant", "yes"), request), overflow="trim")
+    with pytest.raises(ContextOverflowError, match="tokens without the turns in its middle and"):
+        router.decide(call)
+    with pytest.raises(ContextOverflowError, match="tokens and the reply"):
+        router.decide(Call((request,), overflow="trim"))
+    # What would do without trimming does with it, if there is nothing to leave out.
+    alone = Call((Message("user", "hello " * 1700),), overflow="trim")
+    decision = router.decide(alone)
+    assert decision.call is None and decision.prompt_tokens > 3072
+
+
+def test_it_is_trimmed_to_what_the_tiers_in_question_hold(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    short = write_tiny_gguf(tmp_path / "short.gguf", layers=1, context=1024)
+    made = make_family(
+        tmp_path / "mixed", [TierSpec("short", short, kl=0.1), TierSpec("long", files["large"])]
+    )
+    call = long_talk(20, max_tokens=50, overflow="trim")
+    with Pool(made, probe=Machine(), threads=1) as pool:
+        router = Router(made, pool, Budget(quality=0.0), probe=Machine())
+        assert router.decide(call).tier == "long"
+        for narrowed in ({"pin": "short"}, {"without": ["long"]}):
+            decision = router.decide(call, **narrowed)
+            assert decision.tier == "short" and decision.call is not None
+            assert decision.prompt_tokens <= 1024 - 50
+
+
+def test_a_decision_carries_the_prompt_but_does_not_show_it(make_router: MakeRouter) -> None:
+    router = make_router()
+    decision = router.decide(CALL)
+    assert decision.prompt == router.pool.prompt(CALL)
+    assert decision.prompt_tokens == len(decision.prompt)
+    assert decision.call is None
+    assert set(decision.to_json()) == {
+        "tier",
+        "reason",
+        "difficulty",
+        "prompt_tokens",
+        "forecasts",
+    }
+    assert json.loads(json.dumps(decision.to_json())) == decision.to_json()
+    assert "prompt=" not in repr(decision) and "call=" not in repr(decision)
+    assert decision == replace(decision, prompt=(), call=CALL)
 
 
 def test_a_short_context_rules_out_its_tier_only(

@@ -279,6 +279,7 @@ def test_values_from_nowhere(text: str, value: Any) -> None:
         ("Погода в Москве", "Москве"),
         ("दिल्ली का मौसम", "दिल्ली"),
         ("الطقس في ٤٢", 42),
+        ("จองโต๊ะ ๔๒ ที่", 42),
     ],
 )
 def test_words_of_the_world(text: str, value: Any) -> None:

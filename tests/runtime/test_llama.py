@@ -186,65 +186,7 @@ def test_tags_are_shown_on_demand(tiny_gguf: Path) -> None:
         assert b"".join(map(model.piece, model.tokenize("</tool_call>"))) == b"</tool_call>"
 
 
-# --- Contexts -------------------------------------------------------------------------------------
-
-
-def logits_of(context: Context, tokens: list[int], *splits: int) -> np.ndarray:
-    """The last token's logits, the tokens decoded in parts that end at ``splits``."""
-    context.truncate(0)
-    ends = [*splits, len(tokens)]
-    for start, end in zip([0, *splits], ends, strict=True):
-        context.decode(tokens[start:end], start)
-    return context.logits().copy()
-
-
-def test_parts_give_what_the_whole_gives(tiny_gguf: Path) -> None:
-    with Model(tiny_gguf) as model, Context(model, 512, threads=1) as context:
-        tokens = model.tokenize("the weather is a thing " * 8)
-        whole = logits_of(context, tokens)
-        assert whole.shape == (model.vocab_size,)
-        np.testing.assert_allclose(logits_of(context, tokens, 3, 20), whole, atol=2e-2)
-        assert not np.allclose(logits_of(context, tokens[:-1]), whole, atol=2e-2)
-
-
-def test_a_truncated_context_forgets(tiny_gguf: Path) -> None:
-    with Model(tiny_gguf) as model, Context(model, 512, threads=1) as context:
-        kept, first, second = (model.tokenize(text) for text in ("hello ", "one", "two"))
-        expected = logits_of(context, kept + second)
-        logits_of(context, kept + first)
-        assert context.truncate(len(kept))
-        context.decode(second, len(kept))
-        np.testing.assert_allclose(context.logits(), expected, atol=2e-2)
-
-
-def test_long_prompts_are_decoded_in_batches(tmp_path: Path) -> None:
-    path = write_tiny_gguf(tmp_path / "tiny.gguf", context=2048)
-    with Model(path) as model, Context(model, 2048, threads=1) as context:
-        calls: list[None] = []
-        context.decode([5] * 1200, 0, between=lambda: calls.append(None))
-        assert len(calls) == 3
-
-        def stop() -> None:
-            raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            context.decode([5], 1200, between=stop)
-
-
-def test_all_logits_are_those_of_each_prefix(tiny_gguf: Path) -> None:
-    with Model(tiny_gguf) as model, Context(model, 512, threads=1, all_logits=True) as context:
-        tokens = model.tokenize("hello weather")
-        each = [logits_of(context, tokens[: end + 1]) for end in range(len(tokens))]
-        context.truncate(0)
-        context.decode(tokens, 0)
-        np.testing.assert_allclose(context.batch_logits(len(tokens)), each, atol=2e-2)
-
-
-def test_more_tokens_than_fit_are_an_error(tiny_gguf: Path) -> None:
-    with Model(tiny_gguf) as model, Context(model, 256, threads=1) as context:
-        context.decode([5] * 256, 0)
-        with pytest.raises(EngineError, match="context of 256"):
-            context.decode([5], 256)
+# --- Owners ---------------------------------------------------------------------------------------
 
 
 def test_what_was_closed_says_so(tiny_gguf: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from tierwise.runtime.errors import (
     UnsupportedModelError,
 )
 from tierwise.runtime.loaded_tier import LoadedTier
+from tierwise.runtime.reply_parser import Piece
 from tierwise.runtime.tool_format import HERMES, JSON_LINES
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -72,6 +74,10 @@ def tiny(tiny_gguf: Path) -> Iterator[LoadedTier]:
         yield tier
 
 
+def text_of(pieces: Iterable[Piece]) -> str:
+    return "".join(piece.text for piece in pieces)
+
+
 def user(text: str = "hi", **fields: Any) -> Call:
     return Call((Message("user", text),), **fields)
 
@@ -89,7 +95,7 @@ def test_a_plain_call_is_answered(scripted: Open) -> None:
 
 def test_text_is_streamed_and_kept(scripted: Open) -> None:
     with scripted("Hello, wörld!").stream(user()) as stream:
-        assert "".join(stream) == "Hello, wörld!"
+        assert text_of(stream) == "Hello, wörld!"
         assert stream.reply() is stream.reply()
         assert stream.reply().text == "Hello, wörld!"
 
@@ -125,6 +131,34 @@ def test_a_conversation_uses_the_prefix_cache(scripted: Open) -> None:
     assert second.usage.cached_tokens == first.usage.prompt_tokens + len("First.")
 
 
+async def test_a_reply_can_be_awaited(scripted: Open) -> None:
+    tier = scripted({"": "Hello, wörld!", "KEY": CALLED["json"]})
+    stream = tier.stream(user())
+    assert text_of([piece async for piece in stream]) == "Hello, wörld!"
+    assert (await stream.areply()).text == "Hello, wörld!" == stream.reply().text
+    replies = await asyncio.gather(
+        *(tier.stream(user(f"{i} KEY", tools=(WEATHER,))).areply() for i in range(12))
+    )
+    assert [reply.tool_calls for reply in replies] == [(OSLO,)] * 12
+
+
+async def test_whole_replies_wake_their_reader_once(scripted: Open) -> None:
+    """Nobody who waits for the end is woken for every token."""
+    tier = scripted("one two three four five six seven")
+    wakes = 0
+    loop = asyncio.get_running_loop()
+    real = loop.call_soon_threadsafe
+
+    def counted(*args: Any, **fields: Any) -> Any:
+        nonlocal wakes
+        wakes += 1
+        return real(*args, **fields)
+
+    loop.call_soon_threadsafe = counted  # type: ignore[method-assign]
+    assert (await tier.stream(user()).areply()).text == "one two three four five six seven"
+    assert wakes <= 1
+
+
 # --- Tools ----------------------------------------------------------------------------------------
 
 
@@ -143,7 +177,7 @@ def test_a_call_of_a_tool_is_parsed(scripted: Open, form: str, choice: str) -> N
 @BOTH
 def test_text_stays_text_where_tools_are_optional(scripted: Open, form: str) -> None:
     with scripted("It is <cold> {today}.", form).stream(user(tools=(WEATHER,))) as stream:
-        assert "".join(stream) == "It is <cold> {today}."
+        assert text_of(stream) == "It is <cold> {today}."
         assert stream.reply().tool_calls == () and stream.reply().finish_reason == "stop"
 
 
@@ -182,7 +216,7 @@ def test_a_call_that_is_cut_off_stays_text(scripted: Open) -> None:
 
 def test_tools_that_may_not_be_used_are_no_calls(scripted: Open) -> None:
     with scripted(CALLED["json"]).stream(user(tools=(WEATHER,), tool_choice="none")) as stream:
-        assert "".join(stream) == CALLED["json"] == stream.reply().text
+        assert text_of(stream) == CALLED["json"] == stream.reply().text
         assert stream.reply().tool_calls == ()
 
 
@@ -214,7 +248,7 @@ def test_tags_may_be_tokens(tmp_path: Path, kind: str) -> None:
 def test_a_schema_is_kept(scripted: Open, form: str) -> None:
     call = user(response_schema=POINT)
     with scripted('{"x": 1, "y": -20}', form).stream(call) as stream:
-        assert "".join(stream) == '{"x": 1, "y": -20}' == stream.reply().text
+        assert text_of(stream) == '{"x": 1, "y": -20}' == stream.reply().text
         assert stream.reply().finish_reason == "stop"
 
 
@@ -271,9 +305,14 @@ def test_a_prompt_that_is_too_long_says_so(tiny: LoadedTier) -> None:
     assert tiny.reply(user(max_tokens=1)).usage.completion_tokens == 1
 
 
-def test_a_context_is_no_longer_than_the_model_s(tiny_gguf: Path) -> None:
-    with pytest.raises(ContextOverflowError, match=r"513 tokens.*trained for 512"):
-        LoadedTier(tiny_gguf, n_ctx=513, threads=1)
+def test_a_context_may_be_longer_than_what_one_call_can_use(tiny_gguf: Path) -> None:
+    """It is for many calls; one ends where the model was trained to."""
+    with LoadedTier(tiny_gguf, n_ctx=1024, threads=1) as tier:
+        assert tier.n_ctx == 1024
+        with pytest.raises(ContextOverflowError, match="the context 512"):
+            tier.reply(user("q" * 600))
+        streams = [tier.stream(user("q" * 300, max_tokens=2)) for _ in range(3)]
+        assert [stream.reply().usage.completion_tokens for stream in streams] == [2] * 3
 
 
 def test_files_that_cannot_answer_are_refused(tiny_gguf: Path, tmp_path: Path) -> None:

@@ -8,12 +8,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from engine_calls import wait_until
 from tiny_models import CHATML, write_tiny_gguf
 
 from tierwise.runtime.chat import Call, Message
+from tierwise.runtime.context import Context
 from tierwise.runtime.errors import (
     CallTimeoutError,
     ConfigError,
@@ -27,12 +32,17 @@ from tierwise.runtime.errors import (
 )
 from tierwise.runtime.family import Base, Family, Lineage, Tier
 from tierwise.runtime.files import sha256_of
+from tierwise.runtime.lease import megabytes
+from tierwise.runtime.loaded_tier import LoadedTier
 from tierwise.runtime.memory import predict_memory
-from tierwise.runtime.pool import MARGIN_SHARE, Pool, rounded_context
+from tierwise.runtime.pool import Pool, rounded_context
+from tierwise.runtime.prefix_cache import HostCache, Ids, shared
 from tierwise.runtime.resources import Resources
+from tierwise.runtime.room import MARGIN_SHARE
 
 GIB = 2**30
 CALL = Call((Message("user", "hello Paris"),), max_tokens=4)
+LONG_CALL = Call((Message("user", "the weather is a thing " * 40),), max_tokens=4)
 
 
 def tier_of(path: Path, layers: int, context: int = 8192) -> Tier:
@@ -67,7 +77,7 @@ def save_family(folder: Path, tiers: list[Tier]) -> Family:
 
 @pytest.fixture
 def family(tmp_path: Path) -> Family:
-    """Tiers small, middle, large of 1, 3, 6 layers: 3.3, 4.5, 5.5 MB with 2,048 tokens."""
+    """Tiers small, middle, large of 1, 3, 6 layers: some 5 to 8 MB with 2,048 tokens."""
     folder = tmp_path / "family"
     sizes = {"small": 1, "middle": 3, "large": 6}
     return save_family(
@@ -107,7 +117,9 @@ def test_a_lease_answers_and_the_tier_stays(make_pool: MakePool, family: Family)
     pool = make_pool()
     with pool.acquire("small", context_tokens=300) as lease:
         assert lease.cold and lease.load_s > 0
-        assert lease.events == (f"loaded small in {lease.load_s:.1f} s (3.3 MB)",)
+        assert lease.events == (
+            f"loaded small in {lease.load_s:.1f} s ({megabytes(needs(family)['small'])})",
+        )
         assert lease.tier.reply(CALL).usage.completion_tokens > 0
         assert pool.resident()["small"].leases == 1
     resident = pool.resident()["small"]
@@ -141,7 +153,7 @@ def test_the_least_recently_used_goes_first(make_pool: MakePool, family: Family)
         pool.acquire(name, context_tokens=10).release()
     assert set(pool.resident()) == {"small", "middle"}
     with pool.acquire("large", context_tokens=10) as lease:
-        assert lease.events[0] == "unloaded middle (4.5 MB) to make room"
+        assert lease.events[0] == f"unloaded middle ({megabytes(need['middle'])}) to make room"
         assert lease.events[1].startswith("loaded large in ")
     assert set(pool.resident()) == {"small", "large"}
 
@@ -183,15 +195,7 @@ def test_freed_memory_counts_before_the_kernel_says_so(make_pool: MakePool, fami
     pool = make_pool(probe=lambda: next(answers))
     pool.acquire("large", context_tokens=10).release()
     with pool.acquire("middle", context_tokens=10) as lease:
-        assert lease.events[0] == "unloaded large (5.5 MB) to make room"
-
-
-def test_gpu_memory_limits_where_there_is_a_gpu(make_pool: MakePool) -> None:
-    def full() -> Resources:
-        return Resources(4 * GIB, 8 * GIB, 1, gpu_free_bytes=1_000_000, gpu_total_bytes=8 * GIB)
-
-    with pytest.raises(OutOfMemoryError, match=r"1\.0 MB of GPU memory free"):
-        make_pool(probe=full).acquire("small", context_tokens=10)
+        assert lease.events[0] == f"unloaded large ({megabytes(need['large'])}) to make room"
 
 
 def test_out_of_memory_names_everything_and_unloads_nothing(
@@ -206,34 +210,33 @@ def test_out_of_memory_names_everything_and_unloads_nothing(
     ):
         pool.acquire("large", context_tokens=10)
     text = str(caught.value)
-    assert "tier 'large' needs 5.5 MB with 2,048 tokens of context" in text
-    assert "4,295 MB of memory available now, a cap of 7.7 MB" in text
-    assert "in use: small (3.3 MB); resident and idle: middle (4.5 MB)" in text
+    size = {name: megabytes(count) for name, count in need.items()}
+    cap = megabytes(need["small"] + need["middle"])
+    assert f"tier 'large' needs {size['large']} with 2,048 tokens of context" in text
+    assert f"4,295 MB of memory available now, a cap of {cap} for" in text
+    assert f"in use: small ({size['small']}); resident and idle: middle ({size['middle']})" in text
     assert set(pool.resident()) == {"small", "middle"}
 
 
 def test_fits_explains_itself(make_pool: MakePool, family: Family) -> None:
     need = needs(family)
     pool = make_pool(memory_bytes=need["small"] + need["large"])
+    size = {name: megabytes(count) for name, count in need.items()}
+    both = megabytes(need["small"] + need["large"])
     little = Resources(available_bytes=1_000_000, total_bytes=GIB, threads=1)
-    assert pool.fits("small", 10, little) == (
-        False,
-        "small needs 3.3 MB, but only 0.9 MB can be had",
-    )
-    assert pool.fits("small", 10, plenty()) == (True, "small needs 3.3 MB of 8.8 MB free")
+    none = (False, f"small needs {size['small']}, but only 0.9 MB can be had")
+    assert pool.fits("small", 10, little) == none
+    assert pool.fits("small", 10, plenty()) == (True, f"small needs {size['small']} of {both} free")
     pool.acquire("middle", context_tokens=10).release()
-    assert pool.fits("middle", 10, little) == (
-        True,
-        "middle is loaded with 2,048 tokens of context",
-    )
-    told = (True, "large needs 5.5 MB, free once middle is unloaded")
+    loaded = (True, "middle is loaded with 2,048 tokens of context")
+    assert pool.fits("middle", 10, little) == loaded
+    told = (True, f"large needs {size['large']}, free once middle is unloaded")
     assert pool.fits("large", 10, plenty()) == told
     with pool.acquire("middle", context_tokens=10):
         assert pool.fits("large", 10, plenty())[0] is False
-        assert pool.fits("middle", 3000, plenty()) == (
-            True,
-            "middle needs 7.4 MB, free once middle is unloaded",
-        )
+        more = needs(family, 4096)["middle"]
+        ok, why = pool.fits("middle", 3000, plenty())
+        assert ok and why.startswith(f"middle needs {megabytes(more)}")
     ok, why = pool.fits("large", 9000, plenty())
     assert not ok and "9,000 tokens of context" in why
     family.path("large").unlink()
@@ -253,40 +256,201 @@ def test_contexts_are_rounded_up(family: Family) -> None:
         rounded_context(odd, 3001)
 
 
-def test_an_idle_tier_is_reopened_larger(make_pool: MakePool) -> None:
+def test_an_idle_tier_gets_a_larger_context(make_pool: MakePool, family: Family) -> None:
     pool = make_pool()
     pool.acquire("small", context_tokens=10).release()
     with pool.acquire("small", context_tokens=5000) as lease:
-        assert lease.cold and lease.tier.n_ctx == 8192
-        assert lease.events[0] == "unloaded small (3.3 MB) to reopen it with 8,192 tokens"
+        assert not lease.cold and lease.load_s == 0 and lease.tier.n_ctx == 8192
+        assert lease.events == ("enlarged the context of small to 8,192 tokens",)
+        assert pool.resident()["small"].bytes == needs(family, 8192)["small"]
         with pool.acquire("small", context_tokens=10) as smaller:
             assert smaller.tier is lease.tier
 
 
-def test_growing_waits_for_the_leases(make_pool: MakePool) -> None:
+def test_growing_keeps_leases_replies_and_prefixes(make_pool: MakePool) -> None:
     pool = make_pool()
-    small = pool.acquire("small", context_tokens=10)
-    with ThreadPoolExecutor(2) as threads:
-        grown = threads.submit(pool.acquire, "small", context_tokens=5000)
-        while not pool._entries["small"].growers:
-            time.sleep(0.001)
-        # Others wait behind the one that grows, but who holds a lease may take another.
-        behind = threads.submit(pool.acquire, "small", context_tokens=10)
-        pool.acquire("small", context_tokens=10).release()
-        assert not grown.done() and not behind.done()
-        assert small.tier.reply(CALL).usage.completion_tokens > 0
-        small.release()
-        with grown.result(10) as large, behind.result(10) as other:
-            assert large.tier is other.tier and large.tier.n_ctx == 8192
+    prompt = pool.prompt(LONG_CALL)
+    with pool.acquire("small", context_tokens=10) as small:
+        small.tier.reply(LONG_CALL)
+        running = small.tier.stream(replace(CALL, max_tokens=300))
+        next(pieces := iter(running))
+        with pool.acquire("small", context_tokens=5000) as large:
+            assert large.tier is small.tier and small.tier.n_ctx == 8192
+            assert pool.cached_prefix("small", prompt) == len(prompt) - 1
+            done = large.tier.reply(LONG_CALL)
+            assert done.usage.cached_tokens == len(prompt) - 1
+            list(pieces)
+            assert running.reply().usage.completion_tokens > 0
+        assert pool.resident()["small"].leases == 1
 
 
-def test_waiting_ends_in_time(make_pool: MakePool) -> None:
+def test_growth_without_memory_is_refused_and_harms_nobody(
+    make_pool: MakePool, family: Family
+) -> None:
+    pool = make_pool(memory_bytes=needs(family, 4096)["small"])
+    with pool.acquire("small", context_tokens=10) as lease:
+        with pytest.raises(OutOfMemoryError, match=r"8,192 tokens of context"):
+            pool.acquire("small", context_tokens=5000)
+        assert lease.tier.n_ctx == 2048 and pool.resident()["small"].leases == 1
+        assert lease.tier.reply(CALL).usage.completion_tokens > 0
+        pool.acquire("small", context_tokens=4000).release()
+        assert lease.tier.n_ctx == 4096
+
+
+# --- What leases expect ---------------------------------------------------------------------------
+
+
+def widened(pool: Pool, name: str = "small") -> int:
+    """The context of a resident tier, once it does not grow any more."""
+    wait_until(lambda: not pool._room.entries[name].widening)
+    resident = pool.resident()[name]
+    assert resident.context_tokens == pool._room.entries[name].tier.n_ctx
+    return resident.context_tokens
+
+
+def test_a_context_widens_to_what_its_leases_expect(make_pool: MakePool, family: Family) -> None:
     pool = make_pool()
-    with pool.acquire("small", context_tokens=10):
-        with pytest.raises(CallTimeoutError, match=r"8,192 tokens of context in 0\.05 s"):
-            pool.acquire("small", context_tokens=5000, timeout_s=0.05)
-        with ThreadPoolExecutor(1) as threads:  # the one that gave up holds nobody back
-            threads.submit(pool.acquire, "small", context_tokens=10).result(10).release()
+    with ExitStack() as held:
+        sizes = []
+        for _ in range(4):
+            held.enter_context(pool.acquire("small", context_tokens=1500, expected_tokens=1400))
+            sizes.append(widened(pool))
+        assert sizes == [2048, 4096, 8192, 8192]
+        assert pool.resident()["small"].bytes == needs(family, 8192)["small"]
+    with pool.acquire("small", context_tokens=10) as lease:
+        assert lease.tier.n_ctx == 8192  # it does not shrink
+
+
+def test_no_more_is_expected_than_can_be_answered_at_once(make_pool: MakePool) -> None:
+    pool = make_pool()
+    with ExitStack() as held:
+        for _ in range(40):
+            held.enter_context(pool.acquire("small", context_tokens=900))
+        wait_until(lambda: widened(pool) == 8192)  # also for those that came while it grew
+        assert pool.resident()["small"].leases == 40  # eight replies of 900 count, not forty
+
+
+def test_a_context_widens_as_far_as_memory_goes(make_pool: MakePool, family: Family) -> None:
+    pool = make_pool(memory_bytes=needs(family, 4096)["small"] + 1)
+    with ExitStack() as held:
+        for _ in range(8):
+            held.enter_context(pool.acquire("small", context_tokens=2000))
+        assert widened(pool) == 4096
+        assert pool.resident()["small"].bytes == needs(family, 4096)["small"]
+
+
+def test_widening_that_fails_is_told_and_taken_back(
+    make_pool: MakePool, family: Family, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = make_pool()
+    with pool.acquire("small", context_tokens=2000) as lease:
+        scheduler = lease.tier.engine._scheduler
+        real = scheduler._open_context
+
+        def open_context(n_ctx: int) -> Context:
+            if n_ctx > 2048:
+                raise OutOfMemoryError("the machine is full")
+            return real(n_ctx)
+
+        scheduler._open_context = open_context
+        with pool.acquire("small", context_tokens=2000):
+            assert widened(pool) == 2048
+            assert pool.resident()["small"].bytes == needs(family)["small"]
+            assert "small keeps its context: the machine is full" in caplog.text
+            assert lease.tier.reply(CALL).usage.completion_tokens > 0
+
+
+def test_a_resident_tier_needs_its_file_no_more(make_pool: MakePool, family: Family) -> None:
+    pool = make_pool()
+    with pool.acquire("small", context_tokens=2000):
+        family.path("small").unlink()
+        with pool.acquire("small", context_tokens=2000) as lease:
+            assert lease.tier.reply(CALL).usage.completion_tokens > 0
+        assert widened(pool) == 2048
+
+
+def test_a_lease_can_be_had_without_waiting_or_not_at_all(make_pool: MakePool) -> None:
+    pool = make_pool()
+    assert pool.try_acquire("small", context_tokens=10) is None
+    pool.acquire("small", context_tokens=10).release()
+    assert pool.try_acquire("small", context_tokens=5000) is None
+    with pytest.raises(ContextOverflowError):
+        pool.try_acquire("small", context_tokens=9000)
+    first = pool.try_acquire("small", context_tokens=2000)
+    second = pool.try_acquire("small", context_tokens=10, expected_tokens=2000)
+    assert first is not None and second is not None
+    assert not first.cold and pool.resident()["small"].leases == 2
+    assert widened(pool) == 4096
+    first.release()
+    second.release()
+    pool.close()
+    with pytest.raises(EngineClosedError, match="was closed"):
+        pool.try_acquire("small", context_tokens=10)
+
+
+def test_waiting_for_a_load_ends_in_time(make_pool: MakePool) -> None:
+    pool = make_pool()
+    pool._loading = True  # as while another thread loads
+    with pytest.raises(CallTimeoutError, match=r"2,048 tokens of context in 0\.05 s"):
+        pool.acquire("small", context_tokens=10, timeout_s=0.05)
+    pool._loading = False
+    pool.acquire("small", context_tokens=10, timeout_s=0.05).release()
+
+
+# --- Prefixes in host memory ----------------------------------------------------------------------
+
+
+def test_tiers_and_kept_prefixes_share_the_cap(make_pool: MakePool, family: Family) -> None:
+    need = needs(family)
+    pool = make_pool(memory_bytes=need["small"] + need["middle"] + 10**6)
+    host = pool._room.host
+    with pool.acquire("small", context_tokens=10) as lease:
+        assert host.limit_bytes == need["middle"] + 10**6
+        prompt = fill_host(lease.tier, host)
+        assert pool.cached_prefix("small", prompt) == len(prompt) - 1
+        before = host.bytes
+        assert 10**5 < before <= host.limit_bytes
+        with pool.acquire("middle", context_tokens=10):
+            assert host.limit_bytes == 10**6
+            assert host.bytes <= 10**6 < before
+    assert make_pool(prefix_bytes=1234)._room.host.limit_bytes == 1234
+
+
+def test_kept_prefixes_give_way_to_a_tier_that_needs_the_memory(
+    make_pool: MakePool, family: Family
+) -> None:
+    need = needs(family)
+    left = [4 * GIB]
+    pool = make_pool(probe=lambda: Resources(left[0], 8 * GIB, 1))
+    with pool.acquire("small", context_tokens=10) as lease:
+        fill_host(lease.tier, pool._room.host)
+        kept = pool._room.host.bytes
+        left[0] = int((need["large"] - kept // 2) / (1 - MARGIN_SHARE)) + 1
+        with pool.acquire("large", context_tokens=10):
+            assert pool._room.host.bytes == 0
+
+
+def test_an_unloaded_tier_leaves_no_prefixes_behind(make_pool: MakePool, family: Family) -> None:
+    pool = make_pool()
+    with pool.acquire("small", context_tokens=10) as lease:
+        fill_host(lease.tier, pool._room.host)
+    pool.acquire("middle", context_tokens=10, memory_bytes=needs(family)["middle"]).release()
+    assert set(pool.resident()) == {"middle"} and pool._room.host.bytes == 0
+
+
+def fill_host(tier: LoadedTier, host: HostCache) -> tuple[int, ...]:
+    """Asks until prefixes had to leave the context; returns a prompt that is in host memory."""
+    prompts = []
+    while host.bytes < 1_500_000:
+        call = replace(LONG_CALL, messages=(Message("user", f"{len(prompts)} " * 300),))
+        prompts.append(tier.prompt(call))
+        tier.reply(call)
+        assert len(prompts) < 40
+    return max(prompts, key=lambda one: host.longest(tier.engine._scheduler.cache, _common(one)))
+
+
+def _common(prompt: tuple[int, ...]) -> Callable[[Ids], int]:
+    return lambda held: shared(held, np.array(prompt, np.int32))
 
 
 def test_eight_threads_load_a_tier_once(
@@ -416,13 +580,18 @@ def test_closing_lets_running_calls_end(make_pool: MakePool) -> None:
 
 def test_closing_wakes_those_that_wait(make_pool: MakePool) -> None:
     pool = make_pool()
-    with pool.acquire("small", context_tokens=10), ThreadPoolExecutor(1) as threads:
-        waiting = threads.submit(pool.acquire, "small", context_tokens=5000)
-        while not pool._entries["small"].growers:
-            time.sleep(0.001)
-        pool.close()
+    pool._loading = True  # as while another thread loads
+    with ThreadPoolExecutor(2) as threads:
+        waiting = threads.submit(pool.acquire, "small", context_tokens=10)
+        time.sleep(0.05)
+        closing = threads.submit(pool.close)
         with pytest.raises(EngineClosedError):
             waiting.result(10)
+        assert not closing.done()  # a tier that is being loaded must not be left behind
+        with pool._changed:
+            pool._loading = False
+            pool._changed.notify_all()
+        closing.result(10)
 
 
 @pytest.mark.parametrize("options", [{"memory_bytes": 0}, {"threads": -1}])

@@ -11,10 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 from tierwise.runtime.chat import Sampling
-from tierwise.runtime.context import Context
+from tierwise.runtime.context import Chunk, Context
 from tierwise.runtime.grammar import GrammarCompiler
 from tierwise.runtime.llama import Model
-from tierwise.runtime.sampling import Sampler, allowed, margin
+from tierwise.runtime.sampling import Sampler, allowed, logprob, margin
 
 Logits = NDArray[np.float32]
 EVERYTHING = Sampling(temperature=2.0, top_k=0, top_p=1.0, min_p=0.0)
@@ -35,7 +35,7 @@ class Scene:
         for _ in range(count):
             self.context.logits()[:] = self.logits
             matcher = self.grammars.matcher(grammar) if grammar else None
-            tokens.append(sampler.draw(self.context, matcher))
+            tokens.append(sampler.draw(self.context, -1, matcher))
         sampler.close()
         return tokens
 
@@ -157,3 +157,29 @@ def test_margin_at_the_extremes() -> None:
     assert of(-np.inf, 2, -np.inf) == 1.0
     assert of(900, -900) == 1.0
     assert of(np.log(3), np.log(1)) == pytest.approx(0.5)
+
+
+def test_a_log_probability_comes_with_its_alternatives(scene: Scene) -> None:
+    chances = scene.chances(1.0)
+    order = np.argsort(chances)[::-1]
+    told = logprob(scene.logits, int(order[4]), 3, scene.model.piece)
+    assert told.logprob == pytest.approx(float(np.log(chances[order[4]])), rel=1e-3)
+    assert told.piece == scene.model.piece(int(order[4]))
+    assert [piece for piece, _ in told.top] == [scene.model.piece(int(one)) for one in order[:3]]
+    assert [value for _, value in told.top] == pytest.approx(
+        np.log(chances[order[:3]]).tolist(), rel=1e-3
+    )
+    assert logprob(scene.logits, 5, 0, scene.model.piece).top == ()
+    everything = logprob(scene.logits, 5, 10**6, scene.model.piece).top
+    assert sum(np.exp(value) for _, value in everything) == pytest.approx(1.0, rel=1e-3)
+
+
+def test_the_row_decides_whose_token_is_drawn(tiny_gguf: Path) -> None:
+    with Model(tiny_gguf) as model, Context(model, 256, threads=1, sequences=2) as context:
+        first, second = model.tokenize("hello"), model.tokenize("weather in")
+        rows = context.run([Chunk(0, 0, first, 1), Chunk(1, 0, second, 1)])
+        best = [int(context.logits(row).argmax()) for row in rows]
+        sampler = Sampler(Sampling(temperature=1e-4, top_k=0, top_p=1.0, min_p=0.0))
+        assert best[0] != best[1]
+        assert [sampler.draw(context, row, None) for row in rows] == best
+        sampler.close()

@@ -1,0 +1,130 @@
+"""One router, and one set of loaded tiers, for all models of a process that may share them.
+
+Models over the same family differ mostly in sampling, which is a matter of each call: so a
+copy, a clone that ``configurable_fields`` makes for one call, or a second agent's model find
+the tiers loaded, and their calls end up in one batch.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tierwise.routing.budget import Budget
+from tierwise.routing.router import Router
+from tierwise.runtime.context import KVType
+from tierwise.runtime.family import MANIFEST, Family
+from tierwise.runtime.pool import Pool
+
+
+@dataclass(frozen=True)
+class RouterSettings:
+    """What models must agree on to share a router.
+
+    Args:
+        family: Folder of the family.
+        memory_bytes: Cap for all loaded tiers together.
+        threads: For llama.cpp.
+        tiers: Those that may be used; None for all.
+        kv_type: How keys and values are stored.
+    """
+
+    family: str
+    memory_bytes: int | None = None
+    threads: int | None = None
+    tiers: tuple[str, ...] | None = None
+    kv_type: KVType = "f16"
+
+
+@dataclass(eq=False)
+class _Shared:
+    settings: RouterSettings
+    stamp: tuple[int, int]
+    """Of the manifest when it was read: a family that was built anew is another one."""
+    router: Router
+    users: set[int] = field(default_factory=set)
+
+
+# A finalizer may run at any allocation, so also in a thread that holds the lock already.
+_lock = threading.RLock()
+_shared: list[_Shared] = []
+_by_user: dict[int, _Shared] = {}
+
+
+def router_for(user: object, settings: RouterSettings) -> Router:
+    """The router for these settings, opened if nobody uses one yet; it stays until `release`.
+
+    Args:
+        user: Who will use it. Letting it go without `release` ends its use, too.
+
+    Raises:
+        FamilyError, ConfigError: The family or the settings are not usable.
+    """
+    if (router := opened_router(user, settings)) is not None:
+        return router
+    with _lock:
+        release(user)  # its settings were changed
+        stamp = _stamp(settings.family)
+        same = [s for s in _shared if s.settings == settings and s.stamp == stamp]
+        found = same[0] if same else _Shared(settings, stamp, _open(settings))
+        found.users.add(id(user))
+        if found not in _shared:
+            _shared.append(found)
+        _by_user[id(user)] = found
+        weakref.finalize(user, _forget, id(user)).atexit = False
+        return found.router
+
+
+def opened_router(user: object, settings: RouterSettings) -> Router | None:
+    """The router that this user has already; reads no files."""
+    with _lock:
+        shared = _by_user.get(id(user))
+        return shared.router if shared is not None and shared.settings == settings else None
+
+
+def release(user: object) -> None:
+    """Ends a user's use. The last one unloads all tiers. Safe to call twice."""
+    unused = _forget(id(user))
+    if unused is not None:
+        unused.pool.close()
+
+
+def _forget(user: int) -> Router | None:
+    """The router, if nobody else uses it any more.
+
+    As a finalizer it only lets the router go: closing waits for threads, and a finalizer may
+    run in any of them.
+    """
+    with _lock:
+        shared = _by_user.pop(user, None)
+        if shared is None:
+            return None
+        shared.users.discard(user)
+        if shared.users:
+            return None
+        _shared.remove(shared)
+        return shared.router
+
+
+def _stamp(folder: str) -> tuple[int, int]:
+    path = Path(folder).expanduser()
+    manifest = path if path.name == MANIFEST else path / MANIFEST
+    try:
+        status = manifest.stat()
+    except OSError:
+        return 0, 0  # loading the family says what is wrong
+    return status.st_mtime_ns, status.st_ino
+
+
+def _open(settings: RouterSettings) -> Router:
+    family = Family.load(settings.family)
+    pool = Pool(
+        family,
+        memory_bytes=settings.memory_bytes,
+        threads=settings.threads,
+        kv_type=settings.kv_type,
+    )
+    budget = Budget(memory=settings.memory_bytes)
+    return Router(family, pool, budget, tiers=settings.tiers)

@@ -1,0 +1,74 @@
+"""What came of one call: the attempts that were made, and the reply that stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tierwise.routing.decision import Decision
+from tierwise.runtime.chat import Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One tier's try."""
+
+    decision: Decision
+    reply: Reply
+    seconds: float
+    problem: str
+    """What verification found; "" for nothing."""
+    events: tuple[str, ...] = ()
+    """What the pool did for it: tiers loaded and unloaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The reply that stands, and how it came about."""
+
+    attempts: tuple[Attempt, ...]
+
+    @property
+    def final(self) -> Attempt:
+        """The last attempt without a problem, or the last of all."""
+        good = [attempt for attempt in self.attempts if not attempt.problem]
+        return (good or self.attempts)[-1]
+
+    @property
+    def reply(self) -> Reply:
+        return self.final.reply
+
+    @property
+    def escalated(self) -> bool:
+        """Whether more than one tier was asked."""
+        return len({attempt.decision.tier for attempt in self.attempts}) > 1
+
+    @property
+    def seconds(self) -> float:
+        """Of all attempts together."""
+        return sum(attempt.seconds for attempt in self.attempts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``response_metadata``."""
+        final = self.final
+        forecast = final.decision.forecast
+        return {
+            "tier": final.decision.tier,
+            "reason": final.decision.reason,
+            "predicted_s": round(forecast.seconds, 4),
+            "actual_s": round(final.seconds, 4),
+            "total_s": round(self.seconds, 4),
+            "escalated": self.escalated,
+            "problem": final.problem,
+            "attempts": [
+                {
+                    "tier": attempt.decision.tier,
+                    "predicted_s": round(attempt.decision.forecast.seconds, 4),
+                    "actual_s": round(attempt.seconds, 4),
+                    "problem": attempt.problem,
+                    "events": list(attempt.events),
+                }
+                for attempt in self.attempts
+            ],
+            "decision": final.decision.to_json(),
+        }

@@ -1,0 +1,120 @@
+"""Messages in the shapes that chat templates were written for."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from tierwise.runtime.chat import Message, ToolCall
+from tierwise.runtime.tool_format import ToolFormat
+
+
+def as_openai(message: Message) -> dict[str, Any]:
+    """The form of OpenAI's API, which templates take."""
+    out: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning:
+        out["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        out["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": dict(call.arguments)},
+            }
+            for call in message.tool_calls
+        ]
+    if message.role == "tool":
+        out["tool_call_id"] = message.tool_call_id
+        out["name"] = message.tool_name
+    return out
+
+
+def with_system(messages: Sequence[Message], text: str) -> list[Message]:
+    """``text`` at the end of the system message, which is made where there is none."""
+    if not text:
+        return list(messages)
+    if messages and messages[0].role == "system":
+        first = messages[0]
+        return [replace(first, content=f"{first.content}\n\n{text}".strip()), *messages[1:]]
+    return [Message("system", text), *messages]
+
+
+def without_system(messages: Sequence[Message]) -> list[Message]:
+    """System messages at the beginning of the first user turn, for models that know no others."""
+    system = "\n\n".join(m.content for m in messages if m.role == "system")
+    rest = [message for message in messages if message.role != "system"]
+    if not system:
+        return rest
+    if rest and rest[0].role == "user":
+        return [replace(rest[0], content=f"{system}\n\n{rest[0].content}"), *rest[1:]]
+    return [Message("user", system), *rest]
+
+
+def alternating(messages: Sequence[Message]) -> list[Message]:
+    """Neighbouring plain turns of one role become one turn."""
+    out: list[Message] = []
+    for message in messages:
+        last = out[-1] if out else None
+        plain = message.role != "tool" and last and not (last.tool_calls or message.tool_calls)
+        if last and plain and last.role == message.role:
+            out[-1] = replace(last, content=f"{last.content}\n\n{message.content}")
+        else:
+            out.append(message)
+    return out
+
+
+def single_calls(messages: Sequence[Message]) -> list[Message]:
+    """Turns with several calls become a turn for each, its result behind it (Llama 3)."""
+    out: list[Message] = []
+    rest = list(messages)
+    while rest:
+        message = rest.pop(0)
+        if len(message.tool_calls) < 2:
+            out.append(message)
+            continue
+        results: list[Message] = []
+        while rest and rest[0].role == "tool":
+            results.append(rest.pop(0))
+        for index, call in enumerate(message.tool_calls):
+            words = "" if index else message.content
+            out.append(replace(message, content=words, tool_calls=(call,)))
+            own = [result for result in results if result.tool_call_id == call.id][:1]
+            out += own
+            results = [result for result in results if result not in own]
+        out += results
+    return out
+
+
+def short_ids(messages: Sequence[Message]) -> list[Message]:
+    """Ids of calls as Mistral's templates demand them: nine letters or digits."""
+
+    def short(call: ToolCall) -> ToolCall:
+        return replace(call, id=_short(call.id))
+
+    return [
+        replace(
+            message,
+            tool_calls=tuple(map(short, message.tool_calls)),
+            tool_call_id=_short(message.tool_call_id) if message.role == "tool" else "",
+        )
+        if message.tool_calls or message.role == "tool"
+        else message
+        for message in messages
+    ]
+
+
+def _short(call_id: str) -> str:
+    if re.fullmatch("[a-zA-Z0-9]{9}", call_id):
+        return call_id
+    return hashlib.sha256(call_id.encode(errors="replace")).hexdigest()[:9]
+
+
+def calls_as_text(message: Message, tool_format: ToolFormat) -> Message:
+    """A turn's calls as part of its text, for templates that write none."""
+    if not message.tool_calls:
+        return message
+    text = tool_format.write(message.tool_calls)
+    return Message(message.role, f"{message.content}\n{text}" if message.content else text)
