@@ -26,7 +26,9 @@ check: $(LINKED)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_house.py
 
+# The peers are installed only here: nobody else needs them.
 bench: $(LINKED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/compression.py
 	$(BIN)/python examples/01_build_family.py

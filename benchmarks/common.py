@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,17 @@ from tierwise.runtime.resources import probe
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
     """``--json FILE`` and ``--runs N``, which all benchmarks take."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--runs", type=int, default=5, help="runs that each figure is a median of")
     return parser
+
+
+def say(text: str) -> None:
+    """Progress, kept apart from the figures."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -1,93 +1,87 @@
-"""Forced tool calls: our engine against ``llama_cpp.Llama`` with a GBNF grammar.
+"""The engine against its peers: ChatLlamaCpp, llama_cpp.Llama, and llama.cpp's own server.
 
-The same GGUF file, the same prompt tokens, the same schemas, greedy on both sides, in turn in
-one process. Both keep the prefix that a prompt shares with the one before it.
+    python benchmarks/engine.py [--runs N] [--only KEY ...] [--quick] [--threads N]
+                                [--llama-server FILE] [--json FILE]
 
-    python benchmarks/engine.py [--runs N] [--json FILE]
+One GGUF file (the bundled SmolLM2 requantized to Q8_0, for which all sides have fast kernels),
+the same prompt tokens (checked at every call), threads and longest reply, greedy everywhere.
+Sides take turns within each run and change places from run to run; each figure is the median
+of the runs' ratios, with the smallest and the largest. No two runs share a prompt.
 """
 
 from __future__ import annotations
 
-import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from common import arguments, report, spread
-from llama_cpp import Llama, LlamaGrammar
+import llama_cpp
+from common import arguments, report, say
+from engine_measurements import (
+    agents_ttft,
+    long_decode,
+    parallel,
+    server_parallel,
+    server_single,
+    shared_prefix_ttft,
+    tool_call,
+)
+from engine_overhead import overhead
+from engine_setup import Bench, Figures
+from roofline import roofline
 
-from tierwise.compression.source import resolve_base
-from tierwise.evaluation.task_generator import generate_tasks
-from tierwise.evaluation.tasks import Task
-from tierwise.runtime.grammar import closed
-from tierwise.runtime.loaded_tier import LoadedTier
 from tierwise.runtime.resources import probe
 
-CONTEXT = 4096
-TASKS = 12
+MEASUREMENTS: dict[str, Callable[[Bench], Figures]] = {
+    "tool_call_speedup": tool_call,
+    "agents_ttft_speedup": agents_ttft,
+    "shared_prefix_ttft_speedup": shared_prefix_ttft,
+    "parallel_speedup": parallel,
+    "server_ratio_parallel": server_parallel,
+    "server_ratio_single": server_single,
+    "long_decode_ratio": long_decode,
+    "overhead_ms": overhead,
+}
 
 
 def main() -> None:
-    options = arguments(__doc__).parse_args()
-    path = resolve_base("bundled:smollm2").gguf
-    tasks = [task for task in generate_tasks(TASKS * 4, seed=7) if task.call.must_call][:TASKS]
-    threads = probe().threads
-    peer = Llama(str(path), n_ctx=CONTEXT, n_threads=threads, verbose=False)
-    ratios, ours_s, peer_s, ours_right, peer_right = [], [], [], 0, 0
-    with LoadedTier(path, n_ctx=CONTEXT, threads=threads) as tier:
-        for _ in range(options.runs):
-            ours_total = peer_total = 0.0
-            for task in tasks:
-                prompt = tier.prompt(task.call)
-                began = time.perf_counter()
-                reply = tier.stream(task.call, prompt).reply()
-                ours_total += time.perf_counter() - began
-                ours_right += task.check(reply)
-                seconds, text = run_peer(peer, list(prompt), task)
-                peer_total += seconds
-                _, calls = tier.template.tool_format.read(text, {t.name for t in task.call.tools})
-                peer_right += task.check(type(reply)(tool_calls=calls))
-            ours_s.append(ours_total / len(tasks))
-            peer_s.append(peer_total / len(tasks))
-            ratios.append(peer_total / ours_total)
-    report(
-        {
-            "file": Path(path).name,
-            "tool_call_speedup_vs_llama": spread(ratios),
-            "tool_call_s": spread(ours_s),
-            "llama_tool_call_s": spread(peer_s),
-            "right": ours_right,
-            "llama_right": peer_right,
-            "of": len(tasks) * options.runs,
-        },
-        options.json,
+    parser = arguments(__doc__)
+    parser.set_defaults(runs=3)
+    parser.add_argument("--only", nargs="+", choices=[*MEASUREMENTS, "roofline"], metavar="KEY")
+    parser.add_argument("--quick", action="store_true", help="one short run, to see that it works")
+    parser.add_argument("--threads", type=int, default=probe().threads, help="for llama.cpp")
+    parser.add_argument(
+        "--llama-server",
+        type=Path,
+        help="a llama-server compiled for this machine, instead of the xllamacpp wheel's",
     )
-
-
-def run_peer(peer: Llama, prompt: list[int], task: Task) -> tuple[float, str]:
-    """One forced tool call with llama-cpp-python's own generator."""
-    schema = {
-        "anyOf": [
-            {
-                "type": "object",
-                "properties": {
-                    "name": {"const": tool.name},
-                    "arguments": closed(tool.parameters),
-                },
-                "required": ["name", "arguments"],
-                "additionalProperties": False,
-            }
-            for tool in task.call.usable_tools
-        ]
+    options = parser.parse_args()
+    wanted = options.only or [*MEASUREMENTS, "roofline"]
+    runs = 1 if options.quick else options.runs
+    say("making the model file")
+    bench = Bench(runs, options.quick, options.threads, options.llama_server)
+    figures: Figures = {
+        "file": bench.path.name,
+        "llama_threads": bench.threads,
+        "runs": runs,
+        "llama_cpp": llama_cpp.llama_print_system_info().decode(),
     }
-    began = time.perf_counter()
-    grammar = LlamaGrammar.from_json_schema(json.dumps(schema), verbose=False)
-    tokens: list[int] = []
-    for token in peer.generate(prompt, temp=0.0, top_k=1, grammar=grammar):
-        if token == peer.token_eos() or len(tokens) >= (task.call.max_tokens or 256):
-            break
-        tokens.append(token)
-    seconds = time.perf_counter() - began
-    return seconds, peer.detokenize(tokens).decode("utf-8", errors="replace")
+    details: Figures = {}
+    try:
+        for key in wanted:
+            began = time.perf_counter()
+            say(f"{key} …")
+            if key == "roofline":
+                repeats, steps = (2, 8) if options.quick else (20, 128)
+                figures[key] = roofline(bench.path, bench.threads, repeats=repeats, steps=steps)
+            else:
+                measured = MEASUREMENTS[key](bench)
+                details[key] = measured["details"]
+                figures[key] = measured[key]
+            say(f"{key}: {figures[key]} ({time.perf_counter() - began:.0f} s)")
+    finally:
+        bench.close()
+    report({**figures, "details": details}, options.json)
 
 
 if __name__ == "__main__":
