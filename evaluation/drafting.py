@@ -25,8 +25,9 @@ from tierwise.runtime.resources import probe
 CONTEXT_TOKENS = 2048
 REPLY_TOKENS = 64
 
-_OFTEN_RIGHT = 0.9
-"""A smaller tier that would not pay with so many guesses right is not measured."""
+LOOKUP_RIGHT, TIER_RIGHT = 0.98, 0.9
+"""Shares of guesses that are right at best, by prompt lookup (SmolLM2-135M, after 12 tokens in
+common) and by a smaller tier. Who would not pay even so is not measured."""
 
 _TEXTS = (
     "Dear Ms Hartmann, order 4471-K of 12 March left our warehouse in Rotterdam this morning and "
@@ -51,20 +52,20 @@ _SAVE_NOTE = Tool(
 def worth_measuring(profile: Profile, smaller: Profile | None = None) -> list[str]:
     """What might draft for a tier and was not measured: keys of `Profile.drafting`.
 
-    Prompt lookup, and the smaller tier, each only if it would pay with nine of ten guesses
-    right, by what steps cost.
+    Prompt lookup, and the smaller tier, each only if it would pay at its best, by what steps
+    cost.
     """
     costs = StepCosts(profile.step_s)
     if not costs or profile.context_tokens < CONTEXT_TOKENS:
         return []
-    guess_s = {PROMPT_LOOKUP: 0.0}
+    best = {PROMPT_LOOKUP: (LOOKUP_RIGHT, 0.0)}
     if smaller is not None and smaller.step_s:
-        guess_s[smaller.tier_sha256] = StepCosts(smaller.step_s)[1]
-    chances = [_OFTEN_RIGHT] * LONGEST
+        best[smaller.tier_sha256] = TIER_RIGHT, StepCosts(smaller.step_s)[1]
     return [
         source
-        for source, seconds in guess_s.items()
-        if source not in profile.drafting and best_length(costs, 1, costs[1], chances, seconds)[0]
+        for source, (chance, guess_s) in best.items()
+        if source not in profile.drafting
+        and best_length(costs, 1, costs[1], [chance] * LONGEST, guess_s)[0]
     ]
 
 

@@ -225,8 +225,7 @@ class Router:
         """``verdict`` says why the tier may not be chosen, whatever is forecast; None if it may."""
         profile = self._profiles[tier.name]
         room = context_needed(call, len(prompt), budget, tier)
-        # A tier whose context is too small is opened anew, and has nothing cached then.
-        cold = resident is None or resident.context_tokens < room
+        cold = resident is None  # a context that is too small grows, and keeps what it has read
         new = len(prompt) - (0 if cold else self.pool.cached_prefix(tier, prompt))
         length = self._lengths[_kind(call)]
         limit = _reply_limit(call, budget)

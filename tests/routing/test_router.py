@@ -151,15 +151,14 @@ def test_what_is_cached_need_not_be_read_again(make_router: MakeRouter) -> None:
     assert middle.seconds < fresh.seconds and middle.first_token_s < fresh.first_token_s
 
 
-def test_a_context_that_is_too_small_is_opened_anew(make_router: MakeRouter) -> None:
-    """The pool reopens the tier, so it is as good as cold: loading is paid, the cache is gone."""
+def test_a_context_that_is_too_small_keeps_what_it_has_read(make_router: MakeRouter) -> None:
+    """It grows where it is: nothing is loaded again, and next to nothing read."""
     router = make_router()
     with router.pool.acquire("small", context_tokens=100) as lease:
         lease.tier.reply(CALL)
     assert router.pool.resident()["small"].context_tokens == 2048
-    longer = Call(CALL.messages, max_tokens=2500)
-    small = router.decide(longer).forecasts[0]
-    assert small.cold and small.new_tokens == router.decide(longer).prompt_tokens
+    small = router.decide(Call(CALL.messages, max_tokens=2500)).forecasts[0]
+    assert not small.cold and small.new_tokens == 1
 
 
 def test_the_deadline_drops_slow_tiers(make_router: MakeRouter) -> None:

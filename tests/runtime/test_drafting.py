@@ -16,6 +16,7 @@ from tiny_models import write_scripted_gguf, write_tiny_gguf
 
 from tierwise.runtime.chat import Sampling, Usage
 from tierwise.runtime.context import Chunk, Context
+from tierwise.runtime.draft_engine import DraftEngine
 from tierwise.runtime.drafting import (
     LONGEST,
     LONGEST_MATCH,
@@ -355,6 +356,12 @@ def test_a_draft_is_cut_where_it_cannot_be_right(models: list[Path]) -> None:
         assert none.check_draft([5, 6]) == []
 
 
+def generation_of(model: Model, text: str) -> Generation:
+    """A reply of which nothing is read, to a prompt of these very tokens."""
+    request = GenerationRequest(tuple(model.tokenize(text)))
+    return Generation(request, model, GrammarCompiler(model), n_ctx=512, emit=lambda _: None)
+
+
 # --- In the engine ------------------------------------------------------------------------------
 
 
@@ -428,14 +435,17 @@ def test_sampled_replies_are_not_drafted(copier: Engine) -> None:
     assert copier.metrics().steps >= count
 
 
-def test_replies_that_share_the_model_are_not_drafted(models: list[Path], copier: Engine) -> None:
-    requests = [request_of(copier.model, f"{n} {TEXT}", max_tokens=60) for n in range(3)]
-    streams = [copier.submit(request) for request in requests]
-    replies = [stream.result() for stream in streams]
-    assert copier.metrics().tokens < sum(len(r.prompt) + 60 for r in requests) + 3 * LONGEST
-    with Engine(Model(models[1]), n_ctx=2048, threads=1) as plain:
-        for request, reply in zip(requests, replies, strict=True):
-            assert_same(plain.model, request, reply, plain.submit(request).result())
+def test_only_a_reply_that_has_the_model_to_itself_is_drafted(copier: Engine) -> None:
+    one, other = (generation_of(copier.model, text) for text in ("abcd abcd abc", "abcdabc"))
+    drafter = Drafter(FREE, LOOKUP)
+    drafter.prepare([one], 512)
+    assert one.draft
+    drafter.prepare([one, other], 512)
+    assert one.draft == other.draft == []
+    drafter.prepare([other], 512)
+    assert other.draft
+    drafter.prepare([other], LONGEST + 3)  # a step that has no room beside the prompt
+    assert other.draft == []
 
 
 def test_others_may_join_and_leave_while_one_drafts(models: list[Path], copier: Engine) -> None:
@@ -487,8 +497,10 @@ def test_a_full_context_ends_the_reply_and_not_the_draft(models: list[Path], sho
 def test_a_model_that_cannot_go_back_is_not_drafted_for(tmp_path: Path) -> None:
     path = write_tiny_mamba(tmp_path / "mamba.gguf", context=2048)
     with drafting_engine(path) as engine:
-        done = engine.submit(request_of(engine.model, max_tokens=60)).result()
-        assert engine.metrics().steps >= done.usage.completion_tokens
+        constraint = Constraint("start: /[ab]{60}/")  # it soon repeats itself
+        usage = engine.submit(request_of(engine.model, constraint=constraint)).result().usage
+        read = usage.prompt_tokens + usage.completion_tokens
+        assert read - 1 <= engine.metrics().tokens <= read
 
 
 def test_wrong_guesses_end_drafting(scripted: Path) -> None:
@@ -605,6 +617,36 @@ def test_a_smaller_tier_may_be_busy_or_go(models: list[Path]) -> None:
         replies.append(larger.submit(requests[3]).result())
         for request, reply in zip(requests, replies, strict=True):
             assert_same(plain.model, request, reply, plain.submit(request).result())
+
+
+def test_a_busy_engine_guesses_nothing(models: list[Path]) -> None:
+    with Engine(Model(models[0]), n_ctx=2048, threads=1, drafter=Drafter(FREE)) as engine:
+        guesser = DraftEngine(engine)
+        prompt = request_of(engine.model).prompt
+        assert len(guesser.guess(prompt, 3)) == 3
+        endless = Constraint("start: /[a-z]{1500}/")
+        stream = engine.submit(request_of(engine.model, constraint=endless))
+        assert guesser.guess(prompt, 3) == []
+        assert engine.busy
+        stream.close()
+        while engine.busy:
+            time.sleep(0.001)
+        assert len(guesser.guess(prompt, 3)) == 3
+        assert guesser.lag(prompt) == 1
+    assert guesser.guess(prompt, 3) == []
+
+
+@pytest.mark.parametrize(("lookup", "asked"), [(LOOKUP, 0), ({}, 1)])
+def test_what_should_save_more_drafts(
+    models: list[Path], lookup: dict[str, float], asked: int
+) -> None:
+    with Engine(Model(models[0]), n_ctx=512, threads=1, drafter=Drafter({1: 1.0, 16: 2.0})) as one:
+        drafter = Drafter({1: 10.0, 64: 10.0}, {"smaller": 2.0, **lookup})
+        drafter.smaller = DraftEngine(one)
+        reply = generation_of(one.model, "xabcdefghijklm xyz abcdefghijklm")
+        drafter.prepare([reply], 512)
+        assert reply.draft
+        assert one.metrics().requests == asked
 
 
 def test_a_smaller_context_is_no_error(models: list[Path]) -> None:
