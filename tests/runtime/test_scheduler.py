@@ -6,14 +6,17 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from engine_calls import all_free, answer, ask, start, wait_until
 from tiny_mamba import write_tiny_mamba
 from tiny_models import write_scripted_gguf, write_tiny_gguf
 
-from tierwise.runtime.context import Context
+from tierwise.runtime.context import Chunk, Context
 from tierwise.runtime.engine import Engine
 from tierwise.runtime.errors import (
     CallError,
@@ -22,11 +25,13 @@ from tierwise.runtime.errors import (
     EngineClosedError,
     OutOfMemoryError,
 )
-from tierwise.runtime.generation import GenerationRequest
-from tierwise.runtime.grammar import Constraint
+from tierwise.runtime.generation import Delta, Generation, GenerationRequest
+from tierwise.runtime.grammar import Constraint, GrammarCompiler
+from tierwise.runtime.job import Job
 from tierwise.runtime.llama import Model
-from tierwise.runtime.prefix_cache import HostCache
+from tierwise.runtime.prefix_cache import HostCache, Sequence
 from tierwise.runtime.scheduler import REPLIES, SEQUENCES
+from tierwise.runtime.stream import Mailbox
 
 SCRIPT = {
     "": "Nothing was asked, so here is a sentence.",
@@ -108,19 +113,46 @@ def test_a_short_request_that_comes_late_ends_first(open_engine: Open, chatty: P
     wait_until(lambda: all_free(engine))
 
 
+@contextmanager
+def held_still(engine: Engine) -> Iterator[None]:
+    """Nothing is done while the block runs, so that what is submitted arrives at one moment."""
+    go = threading.Event()
+    held = engine._scheduler.between(go.wait)
+    wait_until(held.running)
+    try:
+        yield
+    finally:
+        go.set()
+
+
 def test_a_long_prompt_does_not_hold_up_replies(open_engine: Open, chatty: Path) -> None:
     engine = open_engine(chatty)
     reply = iter(start(engine, "talk", constraint=ENDLESS, max_tokens=2000))
     next(reply)
-    before = engine.metrics()
-    start(engine, "x" * 2000, max_tokens=1).result()
-    after = engine.metrics()
-    steps = after.steps - before.steps
-    assert steps >= 2000 // 128  # the prompt came in small parts, each with a token of the reply
-    assert after.tokens - before.tokens >= 2000 + steps - 1
-    for _ in range(steps - 2):  # every step has brought the reply on: it is there, or comes soon
+    prompt = ask(engine, "x" * 2000, max_tokens=1)
+    with held_still(engine):
+        long = engine.submit(prompt)
+        before = engine.metrics()
+        counted: list[int] = []
+        engine._scheduler.cache.filled = _noting(engine, counted)
+    unread = len(prompt.prompt) - long.result().usage.cached_tokens
+    parts = -(-unread // 128)
+    assert len(counted) == parts  # small parts, and with each of them a token of the reply
+    assert counted[-1] - before.tokens >= unread + parts - 1
+    for _ in range(parts):
         next(reply)
     reply.close()
+
+
+def _noting(engine: Engine, counted: list[int]) -> Callable[..., None]:
+    """`PrefixCache.filled`, that notes how many tokens were read by then."""
+    real = engine._scheduler.cache.filled
+
+    def filled(*args: Any) -> None:
+        counted.append(engine._scheduler.counters.tokens)
+        real(*args)
+
+    return filled
 
 
 def test_prompts_alone_are_read_in_large_parts(open_engine: Open, chatty: Path) -> None:
@@ -151,6 +183,21 @@ def test_more_requests_than_sequences(open_engine: Open) -> None:
     assert engine.metrics().evictions > 0 and all_free(engine)
 
 
+def test_a_draft_is_read_whole_or_not_at_all(scripted: Path) -> None:
+    """A part of it would be in the cache with nobody knowing."""
+    request = GenerationRequest((5, 6, 7))
+    with Model(scripted) as model:
+        generation = Generation(request, model, GrammarCompiler(model), n_ctx=99, emit=print)
+        job = Job(request, Mailbox(), 0.0, np.array([5, 6, 7]), generation, Sequence(2))
+        generation.draft = [8, 9]
+        assert job.chunk(5) == Chunk(2, 0, [5, 6, 7, 8, 9], outputs=3)
+        assert job.chunk(4) == Chunk(2, 0, [5, 6, 7], outputs=1)
+        assert generation.draft == []
+        assert job.chunk(2) == Chunk(2, 0, [5, 6], outputs=0)
+        generation.read = 2
+        assert job.chunk(2) == Chunk(2, 2, [7], outputs=1)
+
+
 # --- Too few cells --------------------------------------------------------------------------------
 
 
@@ -163,6 +210,19 @@ def test_more_than_the_cells_hold(open_engine: Open) -> None:
         assert done.text == SCRIPT[text.split()[1]]
         assert done.usage.prompt_tokens == len(ask(engine, text).prompt)
     assert engine.metrics().preemptions > 0 and all_free(engine)
+
+
+def test_who_stepped_back_keeps_the_place_in_the_queue(open_engine: Open) -> None:
+    engine = open_engine(n_ctx=512)
+    requests = [ask(engine, f"{index:02} KEYA {'x' * 150}") for index in range(20)]
+    with held_still(engine):
+        streams = [engine.submit(request) for request in requests]
+    ended = []
+    for stream in streams:
+        usage = stream.result().usage
+        ended.append(stream.submitted + usage.queue_s + usage.prefill_s + usage.decode_s)
+    assert engine.metrics().preemptions > 0
+    assert ended == sorted(ended)
 
 
 def test_replies_that_outgrow_the_cells_step_back_and_go_on(
@@ -312,6 +372,26 @@ def test_a_request_that_failed_leaves_nothing_wrong_behind(open_engine: Open) ->
     assert done.text == SCRIPT["KEYB"] and done.usage.cached_tokens >= 600
 
 
+def test_a_sequence_whose_reply_broke_off_is_not_trusted(open_engine: Open) -> None:
+    engine = open_engine()
+    request = ask(engine, f"{'z' * 100} KEYA")
+    with held_still(engine):
+        stream = engine.submit(request)
+        real = stream.mailbox.put
+
+        def put(event: object) -> None:
+            if isinstance(event, Delta) and event.text == "p":
+                raise ZeroDivisionError("no one can take any more")
+            real(event)  # type: ignore[arg-type]
+
+        stream.mailbox.put = put  # type: ignore[method-assign]
+    with pytest.raises(ZeroDivisionError):
+        stream.result()
+    assert all_free(engine)
+    assert engine.cached_prefix(request.prompt) == 0
+    assert engine.submit(request).result().text == SCRIPT["KEYA"]
+
+
 def test_cold_prefixes_come_back_with_the_same_replies(open_engine: Open) -> None:
     engine = open_engine(n_ctx=1024, host=HostCache(20_000_000))
     texts = [f"{str(index) * 300} {KEYS[1 + index % 4]}" for index in range(8)]
@@ -380,6 +460,29 @@ def test_growth_that_fails_keeps_what_runs(open_engine: Open) -> None:
     assert SCRIPT["KEYB"].endswith("".join(delta.text for delta in iter_0))
     assert [stream.result().text for stream in streams[1:]] == [SCRIPT["KEYB"]] * 5
     assert start(engine, f"{'k' * 200} KEYD").result().usage.cached_tokens >= 200
+
+
+def test_who_finds_no_room_after_a_growth_that_failed_begins_again(
+    open_engine: Open, chatty: Path
+) -> None:
+    """What lay in shared cells is restored for each by itself, and needs more of them."""
+    engine = open_engine(chatty, n_ctx=1024)
+    requests = [
+        ask(engine, f"{'s' * 500} {index}", constraint=ENDLESS, max_tokens=60) for index in range(6)
+    ]
+    expected = [engine.submit(request).result().text for request in requests]
+    with held_still(engine):
+        streams = [engine.submit(request) for request in requests]
+    for stream in streams:
+        wait_until(lambda stream=stream: stream.mailbox._events)
+    limit_memory(engine, 1024)
+    with pytest.raises(OutOfMemoryError):
+        engine.grow_soon(4096).result(60)
+    replies = [stream.result() for stream in streams]
+    assert {reply.usage.completion_tokens for reply in replies} == {60}
+    pairs = zip(replies, expected, strict=True)
+    assert sum(reply.text[:20] == text[:20] for reply, text in pairs) >= 5
+    assert all_free(engine)
 
 
 def test_a_cancelled_growth_harms_nobody(open_engine: Open, chatty: Path) -> None:
