@@ -148,7 +148,8 @@ _suite = ChatModelIntegrationTests
 @pytest.mark.slow
 class TestSmolLM2(ChatModelTests):
     """What a real model of 135 million parameters can do. Jokes about cats, as JSON, it cannot
-    end: `test_structured_output_is_valid` asks for something shorter."""
+    end: `test_structured_output_is_valid` asks for something shorter. Chinese names it copies in
+    some runs only, as llama.cpp rounds differently with and without a cached prefix."""
 
     folder: Path
 
@@ -214,7 +215,6 @@ class TestSmolLM2(ChatModelTests):
     test_tool_message_histories_list_content = _suite.test_tool_message_histories_list_content
     test_tool_message_error_status = _suite.test_tool_message_error_status
     test_structured_few_shot_examples = _suite.test_structured_few_shot_examples
-    test_unicode_tool_call_integration = _suite.test_unicode_tool_call_integration
     test_anthropic_inputs = _suite.test_anthropic_inputs
     test_message_with_name = _suite.test_message_with_name
     test_agent_loop = _suite.test_agent_loop
