@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from common import spread
-from engine_peers import Answer, Side, WholeCalls
+from engine_answer import Answer
+from engine_peers import Side, WholeCalls
 from engine_setup import Bench, Figures, in_turn, quotients
-from engine_workloads import Conversation, long_call, tool_requests
+from engine_workloads import Agent, in_words, long_call, tool_requests
 
 from tierwise.evaluation.tasks import Task
 from tierwise.runtime.chat import Call, Reply
@@ -105,23 +107,27 @@ def _first_tokens(bench: Bench, key: str, *, count: int, own_tools: bool) -> Fig
     sides = (bench.ours, bench.peer)
     first: dict[str, list[float]] = {side.name: [] for side in sides}
     later: dict[str, list[float]] = {side.name: [] for side in sides}
+    held_back = dict.fromkeys(later, 0)
     prompts: list[int] = []
     for run in range(bench.runs):
-        talks = bench.conversations(run, count, own_tools=own_tools)
-        prompts += [len(bench.prompts.tokens(call)) for talk in talks for call in talk]
+        agents = bench.agents(count, own_tools=own_tools)
         for side in in_turn(run, *sides):
-            by_turn = [
-                [side.stream(call).first_s for call in calls] for calls in zip(*talks, strict=True)
-            ]
-            first[side.name].append(statistics.median(by_turn[0]))
-            later[side.name].append(statistics.median(s for turn in by_turn[1:] for s in turn))
+            talks = [agent.turns(side.stream) for agent in agents]
+            by_turn = [[next(talk) for talk in talks] for _ in range(bench.turns)]
+            answers = [answer for turn in by_turn[1:] for answer in turn]
+            shown = [answer.first_s for answer in answers if in_words(answer)]
+            first[side.name].append(statistics.median(answer.first_s for answer in by_turn[0]))
+            later[side.name].append(statistics.median(shown))
+            held_back[side.name] += len(answers) - len(shown)
+            prompts += [answer.prompt_tokens for answer in answers]
     return {
         key: quotients(later[bench.peer.name], later[bench.ours.name]),
         "details": {
             "first_token_s_from_turn_2": {name: spread(values) for name, values in later.items()},
             "first_token_s_in_turn_1": {name: spread(values) for name, values in first.items()},
-            "prompt_tokens": spread(prompts),
-            "turns": len(talks[0]),
+            "prompt_tokens_from_turn_2": spread(prompts),
+            "left_out_as_tool_calls": held_back,
+            "turns": bench.turns,
         },
     }
 
@@ -130,22 +136,32 @@ def _first_tokens(bench: Bench, key: str, *, count: int, own_tools: bool) -> Fig
 
 
 def parallel(bench: Bench) -> Figures:
-    """Total seconds of 8 agents at once, ChatLlamaCpp behind a lock ÷ ours."""
+    """Total seconds of 8 agents at once, ChatLlamaCpp behind a lock ÷ ours.
+
+    Each agent has a system prompt and tools of its own. ``one_prompt`` has the same figure for
+    8 conversations of one agent.
+    """
+    apart, together = (_parallel(bench, own_tools=own) for own in (True, False))
+    details = apart.pop("details")
+    return {**apart, "details": {**details, "one_prompt": together}}
+
+
+def _parallel(bench: Bench, *, own_tools: bool) -> Figures:
     sides = (bench.ours, bench.peer)
     seconds: dict[str, list[float]] = {side.name: [] for side in sides}
     tokens: dict[str, list[int]] = {side.name: [] for side in sides}
     for run in range(bench.runs):
-        talks = bench.conversations(run, bench.few(8, 2), own_tools=False)
+        agents = bench.agents(bench.few(8, 2), own_tools=own_tools)
         for side in in_turn(run, *sides):
-            all_turns = _at_once(side, talks)
-            seconds[side.name].append(all_turns.seconds)
-            tokens[side.name].append(all_turns.tokens)
+            work = _at_once([agent.turns(side.reply) for agent in agents], bench.turns)
+            seconds[side.name].append(work.seconds)
+            tokens[side.name].append(work.tokens)
     return {
         "parallel_speedup": quotients(seconds[bench.peer.name], seconds[bench.ours.name]),
         "details": {
             "seconds": {name: spread(values) for name, values in seconds.items()},
             "reply_tokens": tokens,
-            "turns": len(talks[0]),
+            "turns": bench.turns,
         },
     }
 
@@ -154,21 +170,21 @@ def server_parallel(bench: Bench) -> Figures:
     """Reply tokens/s of the same 8 agents, ours ÷ the server with 8 slots.
 
     The server is measured with a KV cache for all slots and with one for each; the better rate
-    of each run counts. ``warm`` leaves out each agent's first turn, in which one prompt is read
-    eight times by the server and once by us.
+    of each run counts. ``warm`` leaves out each agent's first turn, in which the prompts are
+    read.
     """
     rates: dict[str, list[float]] = {"ours": [], "server": []}
     warm: dict[str, list[float]] = {"ours": [], "server": []}
     unified_won = 0
     for run in range(bench.runs):
-        talks = bench.conversations(run, bench.few(8, 2), own_tools=False)
-        measured = {"ours": _turns_apart(bench.ours, talks)} if run % 2 == 0 else {}
+        agents = bench.agents(bench.few(8, 2), own_tools=True)
+        measured = {"ours": _turns_apart(bench.ours, agents, bench.turns)} if run % 2 == 0 else {}
         for unified in (False, True):
-            with bench.server(len(talks), unified=unified) as server:
+            with bench.server(len(agents), unified=unified) as server:
                 server.reply(long_call(run, 8))  # its first request warms it up
-                measured[f"server {unified}"] = _turns_apart(server, talks)
+                measured[f"server {unified}"] = _turns_apart(server, agents, bench.turns)
         if "ours" not in measured:
-            measured["ours"] = _turns_apart(bench.ours, talks)
+            measured["ours"] = _turns_apart(bench.ours, agents, bench.turns)
         whole = {name: (cold + later).rate for name, (cold, later) in measured.items()}
         unified_won += whole["server True"] > whole["server False"]
         rates["ours"].append(whole["ours"])
@@ -228,11 +244,11 @@ class _Work:
         return self.tokens / self.seconds
 
 
-def _at_once(side: Side, talks: Sequence[Sequence[Call]]) -> _Work:
-    """Each conversation in a thread of its own, turn after turn."""
+def _at_once(talks: Sequence[Iterator[Answer]], turns: int) -> _Work:
+    """Each agent in a thread of its own, turn after turn."""
 
-    def hold(talk: Sequence[Call]) -> int:
-        return sum(side.reply(call).tokens for call in talk)
+    def hold(talk: Iterator[Answer]) -> int:
+        return sum(answer.tokens for answer in itertools.islice(talk, turns))
 
     with ThreadPoolExecutor(len(talks)) as pool:
         began = time.perf_counter()
@@ -240,11 +256,10 @@ def _at_once(side: Side, talks: Sequence[Sequence[Call]]) -> _Work:
         return _Work(tokens, time.perf_counter() - began)
 
 
-def _turns_apart(side: Side, talks: Sequence[Conversation]) -> tuple[_Work, _Work]:
+def _turns_apart(side: Side, agents: Sequence[Agent], turns: int) -> tuple[_Work, _Work]:
     """All first turns at once, then all the others at once."""
-    return _at_once(side, [talk[:1] for talk in talks]), _at_once(
-        side, [talk[1:] for talk in talks]
-    )
+    talks = [agent.turns(side.reply) for agent in agents]
+    return _at_once(talks, 1), _at_once(talks, turns - 1)
 
 
 def _server_build(bench: Bench) -> str:

@@ -10,10 +10,11 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from engine_answer import Answer
 from engine_server import LlamaServer
 from langchain_community.chat_models import ChatLlamaCpp
 from langchain_core.messages import (
@@ -32,18 +33,6 @@ from tierwise.runtime.llama import Model
 
 PEER_CONTEXT = 8192
 """Tokens of context that ChatLlamaCpp and Llama get: what the model was trained for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A reply, and what it took."""
-
-    seconds: float
-    first_s: float
-    """To the first piece of the reply; the same as ``seconds`` where it was not streamed."""
-    tokens: int
-    text: str = ""
-    tool_calls: tuple[ToolCall, ...] = field(default=())
 
 
 class Side(Protocol):
@@ -78,12 +67,13 @@ class Prompts:
         """Tokens of a reply's text."""
         return len(self._model.tokenize(text, special=False))
 
-    def check(self, side: str, call: Call, given: int | list[int]) -> None:
-        """Stops the benchmark where a side read another prompt."""
+    def check(self, side: str, call: Call, given: int | list[int]) -> int:
+        """The prompt's tokens; stops the benchmark where a side read another one."""
         wanted = self.tokens(call)
         if given != (wanted if isinstance(given, list) else len(wanted)):
             count = len(given) if isinstance(given, list) else given
             raise SystemExit(f"{side} read a prompt of {count} tokens, not these {len(wanted)}")
+        return len(wanted)
 
 
 class Tierwise:
@@ -117,10 +107,9 @@ class Tierwise:
     def _answer(self, call: Call, message: AIMessage, seconds: float, first_s: float) -> Answer:
         usage = message.usage_metadata
         assert usage is not None
-        self._prompts.check(self.name, call, usage["input_tokens"])
-        return Answer(
-            seconds, first_s, usage["output_tokens"], str(message.content), _calls(message)
-        )
+        read = self._prompts.check(self.name, call, usage["input_tokens"])
+        text = str(message.content)
+        return Answer(seconds, first_s, usage["output_tokens"], read, text, _calls(message))
 
 
 class LlamaCpp:
@@ -156,18 +145,19 @@ class LlamaCpp:
         with self._lock:
             message = model.invoke(messages, max_tokens=call.max_tokens)
             seconds = time.perf_counter() - began
-            self._check(call)
+            read = self._check(call)
         tokens = message.response_metadata["token_usage"]["completion_tokens"]
-        return Answer(seconds, seconds, tokens, str(message.content), _calls(message))
+        return Answer(seconds, seconds, tokens, read, str(message.content), _calls(message))
 
     def stream(self, call: Call) -> Answer:
         model, messages = self._request(call, call.tools)
         with self._lock:
             pieces = model.stream(messages, max_tokens=call.max_tokens)
             seconds, first_s, message = _read(pieces)
-            self._check(call)
+            read = self._check(call)
         text = str(message.content)
-        return Answer(seconds, first_s, self._prompts.count(text), text, _calls(message))
+        count = self._prompts.count(text)
+        return Answer(seconds, first_s, count, read, text, _calls(message))
 
     def complete(self, call: Call) -> Answer:
         """`Llama.create_completion` on the same model, without LangChain."""
@@ -179,7 +169,7 @@ class LlamaCpp:
             )
         seconds = time.perf_counter() - began
         tokens = done["usage"]["completion_tokens"]
-        return Answer(seconds, seconds, tokens, done["choices"][0]["text"])
+        return Answer(seconds, seconds, tokens, len(prompt), done["choices"][0]["text"])
 
     def forget(self) -> None:
         """Drops the prefix that it keeps."""
@@ -192,10 +182,10 @@ class LlamaCpp:
             model = self.model.bind_tools([t.to_openai() for t in tools], tool_choice=choice)
         return model, self._prompts.plain_messages(call)
 
-    def _check(self, call: Call) -> None:
+    def _check(self, call: Call) -> int:
         """Its context must begin with exactly our tokens."""
         held = self.model.client.input_ids[: len(self._prompts.tokens(call))]
-        self._prompts.check(self.name, call, held.tolist())
+        return self._prompts.check(self.name, call, held.tolist())
 
 
 class WholeCalls:
@@ -243,10 +233,10 @@ class Server:
         began = time.perf_counter()
         done = self._server.post("/completion", request)
         seconds = time.perf_counter() - began
-        self._prompts.check(self.name, call, done["tokens_evaluated"])
+        read = self._prompts.check(self.name, call, done["tokens_evaluated"])
         # The others do not count the token that ends a reply.
         tokens = done["tokens_predicted"] - (done["stop_type"] == "eos")
-        return Answer(seconds, seconds, tokens, done["content"])
+        return Answer(seconds, seconds, tokens, read, done["content"])
 
 
 def _read(pieces: Iterator[AIMessageChunk]) -> tuple[float, float, AIMessageChunk]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 from common import spread
 from engine_peers import LlamaCpp, Prompts, Server, Tierwise
 from engine_server import LlamaServer
-from engine_workloads import Conversation, agents
+from engine_workloads import Agent, agents
 
 from tierwise import BuildConfig, Family, build_family
 from tierwise.compression.recipe import TierRecipe
@@ -35,6 +36,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         self._open = ExitStack()
+        self._sessions = itertools.count()
         self.family = _family(self.threads)
         self.path = self.family.path(self.family.tiers[0])
         self.prompts = Prompts(self.path)
@@ -67,18 +69,15 @@ class Bench:
     def few(self, usual: int, quick: int) -> int:
         return quick if self.quick else usual
 
-    def conversations(self, run: int, count: int, *, own_tools: bool) -> list[Conversation]:
-        """Replies in the histories are ChatLlamaCpp's own: if anything, that favours it."""
-        talks = agents(
-            run,
-            count,
-            self.few(4, 2),
-            own_tools=own_tools,
-            max_tokens=self.few(64, 16),
-            write=lambda call: self.peer.complete(call).text,
-        )
-        self.peer.forget()
-        return talks
+    @property
+    def turns(self) -> int:
+        """Of each agent."""
+        return self.few(4, 2)
+
+    def agents(self, count: int, *, own_tools: bool) -> list[Agent]:
+        """Some whose prompts nobody has seen before."""
+        session = next(self._sessions)
+        return agents(session, count, own_tools=own_tools, max_tokens=self.few(64, 16))
 
     def close(self) -> None:
         self._open.close()

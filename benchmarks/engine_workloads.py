@@ -7,17 +7,17 @@ lives longer than a run answers for the engine.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from engine_answer import Answer
 
 from tierwise.evaluation.task_generator import generate_tasks
 from tierwise.evaluation.tasks import Task
 from tierwise.evaluation.tool_catalog import CATALOGS
 from tierwise.runtime.chat import Call, Message, Tool
-
-Conversation = tuple[Call, ...]
-"""The calls of one agent, turn by turn; each holds all that was said before it."""
 
 TOOLS: tuple[Tool, ...] = tuple(
     pattern.tool for domain in CATALOGS["test"].domains for pattern in domain.tools
@@ -25,9 +25,12 @@ TOOLS: tuple[Tool, ...] = tuple(
 """24 of them; twelve and what is told around them are a prompt of about 1,200 tokens."""
 
 _TOOLS_OF_SESSION, _TOOLS_OF_AGENT = 10, 12
-_FOLLOW_UPS = (
-    "Explain in a few sentences what you did and why it helps me.",
-    "Tell me more about that, in a paragraph.",
+_QUESTIONS = (
+    "Explain in a few sentences what you did just now, and why that should help me with my work.",
+    "Tell me more about that, in a paragraph, so that I can pass it on to somebody who has not "
+    "seen any of this.",
+    "What else should I know before I go on? Answer in two or three sentences, please.",
+    "Sum up in a short paragraph what we have talked about so far, and what is still to be done.",
 )
 _DONE = "That is done."
 _POOL = 12 * 200
@@ -58,64 +61,62 @@ def tool_requests(run: int, count: int) -> list[Task]:
     ]
 
 
-def agents(
-    run: int,
-    count: int,
-    turns: int,
-    *,
-    own_tools: bool,
-    max_tokens: int,
-    write: Callable[[Call], str],
-) -> list[Conversation]:
-    """Agents who were asked for something, have called a tool, and are now asked about it.
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """One that was asked for something, has called a tool, and is then asked about it.
 
-    Calls and tool results are given; what is measured is the reply in words. Replies in the
-    history were written once by ``write`` and are the same for all sides.
+    That first call and its result are given; from there on each turn brings one question, and
+    the history holds what the side itself has replied, as it does for any agent.
+    """
 
+    start: Call
+    """Up to the first question."""
+
+    def turns(self, ask: Callable[[Call], Answer]) -> Iterator[Answer]:
+        """One turn for each ``next``."""
+        call = self.start
+        for question in itertools.cycle(_QUESTIONS[1:] + _QUESTIONS[:1]):
+            answer = ask(call)
+            yield answer
+            said = Message("assistant", answer.text if in_words(answer) else _DONE)
+            call = call.with_messages(said, Message("user", question))
+
+
+def in_words(answer: Answer) -> bool:
+    """Whether it is text. Our side holds a tool call back until it is whole."""
+    return bool(answer.text) and not answer.text.lstrip().startswith("{")
+
+
+def agents(session: int, count: int, *, own_tools: bool, max_tokens: int) -> list[Agent]:
+    """
     Args:
-        run: Number of the run.
+        session: A number that their system prompts begin with.
         count: How many agents.
-        turns: Calls of each.
         own_tools: Whether each has a system prompt and a tool set of its own, or all share one.
         max_tokens: Longest reply.
-        write: Gives the reply to a call.
     """
-    conversations = []
+    out = []
     for agent in range(count):
         start = agent * 5 % len(TOOLS) if own_tools else 0
         tools = (TOOLS + TOOLS)[start : start + _TOOLS_OF_AGENT]
-        role = f"Session {run}, desk {agent if own_tools else 0}. You are a helpful assistant."
-        tasks = _tasks_with(tools)[agent::count]
-        start_call = Call((Message("system", role),), tools, max_tokens=max_tokens)
-        conversations.append(_conversation(start_call, tasks, turns, write))
-    return conversations
-
-
-def _conversation(
-    call: Call, tasks: Iterable[Task], turns: int, write: Callable[[Call], str]
-) -> Conversation:
-    calls: list[Call] = []
-    for number, task in enumerate(tasks):
-        if len(calls) == turns:
-            break
-        wanted = replace(task.expected.tool_calls[0], id=f"call_{number}")
+        role = f"Session {session}, desk {agent if own_tools else 0}. You are a helpful assistant."
+        task = _tasks_with(tools)[agent]
+        wanted = replace(task.expected.tool_calls[0], id="call_0")
         result = json.dumps({"status": "done", **wanted.arguments}, ensure_ascii=False)
-        asked = call.with_messages(
-            _request(task),
-            Message("assistant", tool_calls=(wanted,)),
-            Message("tool", result, tool_call_id=wanted.id, tool_name=wanted.name),
-            Message("assistant", _DONE),
-            Message("user", _FOLLOW_UPS[number % len(_FOLLOW_UPS)]),
+        call = Call(
+            (
+                Message("system", role),
+                _request(task),
+                Message("assistant", tool_calls=(wanted,)),
+                Message("tool", result, tool_call_id=wanted.id, tool_name=wanted.name),
+                Message("assistant", _DONE),
+                Message("user", _QUESTIONS[0]),
+            ),
+            tools,
+            max_tokens=max_tokens,
         )
-        text = write(asked)
-        if not text or text.lstrip().startswith("{"):
-            # Another tool call, which our side would hold back to its end. The turn is not
-            # timed, and its history shows the model what is wanted.
-            text = _DONE
-        else:
-            calls.append(asked)
-        call = asked.with_messages(Message("assistant", text))
-    return tuple(calls)
+        out.append(Agent(call))
+    return out
 
 
 def long_call(run: int, max_tokens: int) -> Call:
