@@ -93,8 +93,9 @@ def stream_answer(
     while (attempt := cascade.next()) is not None:
         try:
             with attempt.acquire() as lease, attempt.start(lease) as stream:
-                for piece in stream:
-                    yield from attempt.show(piece)
+                if not hold:
+                    for piece in stream:
+                        yield from attempt.show(piece)
                 attempt.finish(stream.reply())
         except UNREACHABLE as error:
             if not cascade.goes_on_without(attempt, error):
@@ -119,9 +120,10 @@ async def astream_answer(
             if lease is None:
                 lease = await asyncio.to_thread(attempt.acquire)
             with lease, attempt.start(lease) as stream:
-                async for piece in stream:
-                    for shown in attempt.show(piece):
-                        yield shown
+                if not hold:
+                    async for piece in stream:
+                        for shown in attempt.show(piece):
+                            yield shown
                 attempt.finish(await stream.areply())
         except UNREACHABLE as error:
             if not cascade.goes_on_without(attempt, error):
@@ -294,8 +296,6 @@ class _Try:
         Nothing while there is only white space, or reasoning that may still be given up. What
         has left binds: the reply stands.
         """
-        if self._cascade.hold:
-            return ()
         self._held.append(piece)
         binding = piece.text.strip() and not (piece.reasoning and self._only_thinks_aloud)
         if not (self.shown or binding):

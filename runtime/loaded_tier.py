@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -32,21 +32,27 @@ class ReplyStream:
     def __init__(self, stream: GenerationStream, parser: ReplyParser) -> None:
         self._stream = stream
         self._parser = parser
+        self._parsed = 0
         self._reply: Reply | None = None
 
     def __iter__(self) -> Iterator[Piece]:
         for delta in self._stream:
-            yield from self._parser.push(delta.text)
+            yield from self._parse(delta.text)
         yield from self._finish(self._stream.result())
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
         async for delta in self._stream:
-            for piece in self._parser.push(delta.text):
+            for piece in self._parse(delta.text):
                 yield piece
         for piece in self._finish(self._stream.result()):
             yield piece
 
+    def _parse(self, text: str) -> Iterable[Piece]:
+        self._parsed += len(text)
+        return self._parser.push(text)
+
     def _finish(self, done: Generated) -> list[Piece]:
+        pieces = [*self._parse(done.text[self._parsed :])]  # all of it, where no piece was wanted
         parsed = self._parser.finish()
         self._reply = Reply(
             text=parsed.text,
@@ -57,7 +63,7 @@ class ReplyStream:
             reasoning=parsed.reasoning,
             logprobs=done.logprobs,
         )
-        return list(parsed.pieces)
+        return [*pieces, *parsed.pieces]
 
     def reply(self) -> Reply:
         """Waits for the end. Raises what `GenerationStream.result` raises."""

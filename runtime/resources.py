@@ -27,7 +27,7 @@ if sys.platform != "win32":
 CGROUPS = Path("/sys/fs/cgroup")
 PROC = Path("/proc")
 
-RECENT_S = 0.1
+RECENT_S = 0.5
 """Seconds for which a snapshot is good enough to decide by."""
 
 _NO_LIMIT = 1 << 62

@@ -26,16 +26,18 @@ class Mailbox:
         self.closed = False
         """The reader has lost interest. Written once, read by the engine between two steps."""
         self.whole = False
-        """The reader wants the end only: no use in waking it for every token."""
+        """The reader wants the end only, which has the whole text: pieces are left out."""
 
     def put(self, event: Event) -> None:
         """Adds an event and wakes the reader."""
+        if self.whole and isinstance(event, Delta):
+            if (sleeper := self._sleeper) is not None and sleeper[0].is_closed():
+                self.closed = True
+            return
         with self._changed:
             self._events.append(event)
             if self._sleeper is not None and self._sleeper[0].is_closed():
                 self.closed = True  # nobody reads any more
-            if self.whole and isinstance(event, Delta):
-                return
             self._changed.notify()
             sleeper, self._sleeper = self._sleeper, None
         if sleeper is not None:

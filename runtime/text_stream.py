@@ -29,7 +29,10 @@ class TextStream:
         """
         if self.stopped:
             return ""
-        self._held += self._decoder.decode(piece, final=final)
+        text = self._decoder.decode(piece, final=final)
+        if not self._stop:
+            return text
+        self._held += text
         ends = [at for text in self._stop if (at := self._held.find(text)) >= 0]
         if ends:
             self.stopped = True

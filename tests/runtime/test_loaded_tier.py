@@ -100,6 +100,16 @@ def test_text_is_streamed_and_kept(scripted: Open) -> None:
         assert stream.reply().text == "Hello, wörld!"
 
 
+def test_a_reply_is_whole_however_much_of_it_was_read_before(scripted: Open) -> None:
+    tier = scripted({"": "one two three four five six seven"})
+    with tier.stream(user()) as stream:
+        pieces = iter(stream)
+        first = next(pieces)
+        reply = stream.reply()
+    assert reply.text.startswith(first.text) and first.text
+    assert reply.text == tier.reply(user()).text == "one two three four five six seven"
+
+
 def test_options_of_a_call_reach_the_engine(scripted: Open, tiny: LoadedTier) -> None:
     tier = scripted("one two three")
     assert tier.reply(user(stop=(" three",))).text == "one two"
