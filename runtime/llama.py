@@ -131,8 +131,7 @@ class Model:
             )
         self.load_log = tuple(log)
         self.vocab_size: int = lib.llama_vocab_n_tokens(self.vocab)
-        self._pieces: dict[int, bytes] = {}
-        """Of tokens that have been asked for."""
+        self._shown: dict[int, bytes] = {}
 
     @property
     def handle(self) -> Any:
@@ -208,18 +207,17 @@ class Model:
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for; empty for control tokens (but see `show_tag`)."""
-        piece = self._pieces.get(token)
-        if piece is None:
-            buffer = ctypes.create_string_buffer(_LONGEST_PIECE)
-            size = lib.llama_token_to_piece(self.vocab, token, buffer, _LONGEST_PIECE, 0, False)
-            piece = self._pieces[token] = buffer.raw[: max(0, size)]
-        return piece
+        if token in self._shown:
+            return self._shown[token]
+        buffer = ctypes.create_string_buffer(_LONGEST_PIECE)
+        size = lib.llama_token_to_piece(self.vocab, token, buffer, _LONGEST_PIECE, 0, False)
+        return buffer.raw[: max(0, size)]
 
     def show_tag(self, tag: str) -> None:
         """From now on, `piece` gives the tag's text even where the tag is a control token."""
         tokens = self.tokenize(tag)
         if len(tokens) == 1:
-            self._pieces[tokens[0]] = tag.encode()
+            self._shown[tokens[0]] = tag.encode()
 
     @property
     def bos(self) -> int:
