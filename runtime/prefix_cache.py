@@ -16,6 +16,7 @@ from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 from functools import partial
 
+import llama_cpp as lib
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,11 +24,21 @@ from tierwise.runtime.context import Context
 
 Ids = NDArray[np.int32]
 
+_ON_GPU = bool(lib.llama_supports_gpu_offload())
+
 _WORTH_SAVING = 64
 """Tokens: shorter prefixes are computed again sooner than they are kept in host memory."""
 
 _WORTH_A_SEQUENCE = 16
 """Tokens: shorter ends, such as those of wrong drafts, are given up for what else follows."""
+
+_CROWD = 1024
+"""Cells: llama.cpp's attention on a CPU looks at the mask of every cell in use, for every token
+and head. Past more cells of others than these, a prompt is read sooner if they are moved away
+for that time (a cell takes 4 µs there and back, and 0.2 µs of each token that is read)."""
+
+_WORTH_MOVING = 32
+"""Tokens to read at once: below, moving a crowd takes longer than reading past it."""
 
 _ATTENTION_TOKENS = 4096
 """Position at which attention costs about as much as all the rest of a token's prefill."""
@@ -45,6 +56,8 @@ class Sequence:
     busy: bool = False
     last_used: float = 0.0
     uses: int = 0
+    aside: NDArray[np.uint8] | None = None
+    """Its keys and values, while its cells are given up."""
 
 
 @dataclass(slots=True, eq=False)
@@ -67,11 +80,23 @@ class HostCache:
         self.limit_bytes = limit_bytes
         self._lock = threading.Lock()
         self._kept: tuple[_Snapshot, ...] = ()  # replaced, never changed: readers take no lock
+        self._lent = 0
 
     @property
     def bytes(self) -> int:
-        """What the kept states take."""
+        """What the kept states take, which may be given up at any time."""
         return sum(one.state.nbytes for one in self._kept)
+
+    def lend(self, size: int) -> bool:
+        """Sets bytes of the limit aside for states that must not be lost; negative: gives back.
+
+        Nothing is given up for them: False where they would not fit beside what is kept.
+        """
+        with self._lock:
+            if size > 0 and self.bytes + self._lent + size > self.limit_bytes:
+                return False
+            self._lent += size
+            return True
 
     def add(self, owner: object, tokens: Ids, state: NDArray[np.uint8], uses: int) -> None:
         """Keeps a state, and gives up others for it where they are less to lose."""
@@ -88,7 +113,7 @@ class HostCache:
     def shrink(self) -> None:
         """Gives up states until the limit is kept."""
         with self._lock:
-            while self._kept and self.bytes > self.limit_bytes:
+            while self._kept and self.bytes + self._lent > self.limit_bytes:
                 least = min(self._kept, key=lambda s: _worth(s.tokens.size, 0, s.uses, s.last_used))
                 self._kept = tuple(one for one in self._kept if one is not least)
 
@@ -160,6 +185,8 @@ class PrefixCache:
             if best.busy:
                 return None
             target = best  # all others are busy: what follows the prefix is lost
+        elif target is not best and held and not self.bring_back(best):
+            return None
         elif target is not best and held:
             self._context.share(best.number, target.number, held)
             best.uses += 1
@@ -171,12 +198,63 @@ class PrefixCache:
         target.uses += 1
         return target, held
 
+    def clear_way(self, sequence: Sequence, unread: int) -> bool:
+        """Leaves the cells to one sequence, if reading so many tokens is worth it."""
+        if unread < _WORTH_MOVING or _ON_GPU or not self._context.divisible:
+            return False
+        others = [one for one in self.sequences if one is not sequence and one.tokens.size]
+        away = any(one.aside is not None for one in others)
+        present = [
+            one
+            for one in others
+            if one.aside is None and 2 * self._kept_by_others(one) < one.tokens.size
+        ]
+        if sum(one.tokens.size for one in present) < _CROWD:
+            return away
+        cells = sum(one.tokens.size for one in [*present, sequence])
+        if not self.host.lend(needed := cells * self._context.model.kv_bytes_per_token):
+            return False
+        self.host.lend(-needed)  # it was to find out: less is needed, as idle ones are evicted
+        for one in present:
+            if one.busy:
+                self._put_aside(one)
+            else:
+                self._evict(one)
+        if sequence.aside is None and sequence.tokens.size:  # its cells may lie behind the gap
+            self._put_aside(sequence)
+        return True
+
+    def _put_aside(self, sequence: Sequence) -> None:
+        state = self._context.save(sequence.number)
+        if self.host.lend(state.nbytes):
+            sequence.aside = state
+            self._context.truncate(0, sequence.number)
+
+    def _take_back(self, sequence: Sequence) -> NDArray[np.uint8] | None:
+        state, sequence.aside = sequence.aside, None
+        if state is not None:
+            self.host.lend(-state.nbytes)
+        return state
+
+    def bring_back(self, sequence: Sequence) -> bool:
+        """Puts a sequence back into cells; False where too few are free."""
+        if sequence.aside is None:
+            return True
+        if not self._context.restore(sequence.number, sequence.aside):
+            return False
+        self._take_back(sequence)
+        return True
+
     def filled(self, sequence: Sequence, tokens: Ids) -> None:
         """Makes known what a busy sequence holds by now."""
         sequence.tokens = tokens
 
     def release(self, sequence: Sequence, tokens: Tokens[int]) -> None:
         """Ends the work on a sequence, which holds exactly these tokens."""
+        if (state := self._take_back(sequence)) is not None:
+            if sequence.tokens.size >= _WORTH_SAVING:
+                self.host.add(self, np.array(tokens, np.int32), state, sequence.uses)
+            tokens = ()
         sequence.tokens = np.array(tokens, np.int32)
         sequence.busy = False
         sequence.last_used = time.monotonic()
@@ -184,6 +262,7 @@ class PrefixCache:
     def forget(self, sequence: Sequence) -> None:
         """Ends the work on a sequence of which nobody knows what it holds."""
         self._context.truncate(0, sequence.number)
+        self._take_back(sequence)
         self.release(sequence, ())
         sequence.uses = 0
 
@@ -199,7 +278,10 @@ class PrefixCache:
         """The states of the busy sequences, for `unpack`. Idle ones go to host memory."""
         states: list[NDArray[np.uint8] | None] = []
         for one in self.sequences:
-            states.append(self._context.save(one.number) if one.busy else None)
+            state = self._take_back(one)
+            if one.busy and state is None:
+                state = self._context.save(one.number)
+            states.append(state)
             if not one.busy and one.tokens.size:
                 self._evict(one)
         return states

@@ -89,6 +89,8 @@ class Scheduler:
         self._stopped = False
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
+        self._read_alone = False
+        """In the last step a prompt was read alone, for which others had made room."""
         self._crowded = False
         """The cells were used up: nobody joins until somebody has ended."""
 
@@ -263,6 +265,8 @@ class Scheduler:
         """One batch: decode, then draw what comes next for everyone whose logits it gave."""
         chunks = self._plan()
         try:
+            if not all(self.cache.bring_back(job.sequence) for job, _ in chunks if job.sequence):
+                raise CacheFullError("no room for a sequence that had made room")
             rows = self._context.run([chunk for _, chunk in chunks])
         except CacheFullError:
             if not self.cache.evict():
@@ -287,6 +291,15 @@ class Scheduler:
         self._drafter.prepare([job.generation for job in self._running if job.generation], room)
         replying = [job for job in self._running if job.prefilled]
         reading = [job for job in self._running if not job.prefilled]
+        if reading and not (replying and self._read_alone):
+            job = reading[0]
+            chunk = job.chunk(min(room, PREFILL_BESIDE_DECODE) if replying else room)
+            assert job.sequence is not None
+            if self.cache.clear_way(job.sequence, len(chunk.tokens)):
+                self._read_alone = True
+                return [(job, chunk)]
+        elif reading:
+            self._read_alone, reading = False, []  # now those that had to make room
         for job in replying + reading:
             if replying and not job.prefilled:
                 room = min(room, PREFILL_BESIDE_DECODE)

@@ -16,6 +16,7 @@ from engine_calls import all_free, answer, ask, start, wait_until
 from tiny_mamba import write_tiny_mamba
 from tiny_models import write_scripted_gguf, write_tiny_gguf
 
+from tierwise.runtime import prefix_cache
 from tierwise.runtime.context import Chunk, Context
 from tierwise.runtime.engine import Engine
 from tierwise.runtime.errors import (
@@ -29,7 +30,7 @@ from tierwise.runtime.generation import Delta, Generation, GenerationRequest
 from tierwise.runtime.grammar import Constraint, GrammarCompiler
 from tierwise.runtime.job import Job
 from tierwise.runtime.llama import Model
-from tierwise.runtime.prefix_cache import HostCache, Sequence
+from tierwise.runtime.prefix_cache import HostCache, PrefixCache, Sequence
 from tierwise.runtime.scheduler import REPLIES, SEQUENCES
 from tierwise.runtime.stream import Mailbox
 
@@ -269,6 +270,39 @@ def test_a_tiny_context_with_host_memory_still_gives_right_replies(open_engine: 
             assert stream.result().text == SCRIPT[text.split()[1]]
         assert engine.host.bytes <= 2_000_000
     assert engine.metrics().restores > 0 and engine.metrics().preemptions > 0
+
+
+def test_replies_make_way_for_prompts_and_go_on(
+    open_engine: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Past a crowd of cells a prompt is read alone; those that made room lose nothing by it."""
+    monkeypatch.setattr(prefix_cache, "_CROWD", 64)
+    moved = []
+    real = PrefixCache._put_aside
+    monkeypatch.setattr(
+        PrefixCache, "_put_aside", lambda self, one: (moved.append(one), real(self, one))[1]
+    )
+    engine = open_engine(n_ctx=4096, host=HostCache(20_000_000))
+    rng = random.Random(7)
+    for _ in range(4):
+        texts = [f"{rng.random()} {rng.choice(KEYS[1:])} {'z' * 150}" for _ in range(12)]
+        streams = [start(engine, text) for text in texts]
+        streams[3].close()  # perhaps while it has made room
+        for index, (text, stream) in enumerate(zip(texts, streams, strict=True)):
+            if index != 3:
+                assert stream.result().text == SCRIPT[text.split()[1]]
+    assert len(moved) > 20 and all_free(engine)
+    assert engine.host._lent == 0
+
+
+def test_nobody_makes_way_where_host_memory_is_short(
+    open_engine: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefix_cache, "_CROWD", 64)
+    monkeypatch.setattr(PrefixCache, "_put_aside", lambda *_: pytest.fail("there is no room"))
+    engine = open_engine(host=HostCache(1000))
+    streams = [start(engine, f"{index} KEYA {'z' * 150}") for index in range(8)]
+    assert {stream.result().text for stream in streams} == {SCRIPT["KEYA"]}
 
 
 # --- Who is let in --------------------------------------------------------------------------------
