@@ -15,7 +15,7 @@ from tierwise.runtime.context import Context
 from tierwise.runtime.errors import ContextOverflowError, EngineError
 from tierwise.runtime.grammar import Constraint, GrammarCompiler
 from tierwise.runtime.llama import Model
-from tierwise.runtime.sampling import Margins, Sampler, logprob
+from tierwise.runtime.sampling import Sampler, logprob, margin
 from tierwise.runtime.text_stream import TextStream
 
 
@@ -100,7 +100,6 @@ class Generation:
         self._sent = 0
         self._count = self._forced = 0
         self._confidence = 1.0
-        self._margin = Margins(model.vocab_size)
         self._logprobs: list[TokenLogprob] = []
         self._matcher: Any = None
         if request.constraint is not None:
@@ -176,7 +175,7 @@ class Generation:
         alternatives = self._request.sampling.logprobs
         raw = None if alternatives is None else context.logits(row).copy()
         token = self._sampler.draw(context, row, self._matcher)
-        self._confidence = min(self._confidence, self._margin(context.logits(row)))
+        self._confidence = min(self._confidence, margin(context.logits(row)))
         if self._model.is_end(token):
             self._finish("stop")
             return

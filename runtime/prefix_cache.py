@@ -16,15 +16,13 @@ from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 from functools import partial
 
-import llama_cpp as lib
 import numpy as np
 from numpy.typing import NDArray
 
 from tierwise.runtime.context import Context
+from tierwise.runtime.resources import gpu_names
 
 Ids = NDArray[np.int32]
-
-_ON_GPU = bool(lib.llama_supports_gpu_offload())
 
 _WORTH_SAVING = 64
 """Tokens: shorter prefixes are computed again sooner than they are kept in host memory."""
@@ -87,13 +85,18 @@ class HostCache:
         """What the kept states take, which may be given up at any time."""
         return sum(one.state.nbytes for one in self._kept)
 
+    @property
+    def room(self) -> int:
+        """Bytes up to the limit, not below zero."""
+        return max(0, self.limit_bytes - self.bytes - self._lent)
+
     def lend(self, size: int) -> bool:
         """Sets bytes of the limit aside for states that must not be lost; negative: gives back.
 
         Nothing is given up for them: False where they would not fit beside what is kept.
         """
         with self._lock:
-            if size > 0 and self.bytes + self._lent + size > self.limit_bytes:
+            if size > self.room:
                 return False
             self._lent += size
             return True
@@ -159,6 +162,7 @@ class PrefixCache:
         self.host = host
         self.sequences = tuple(Sequence(number) for number in range(sequences))
         self.counters = CacheCounters()
+        self._scans_cells = context.divisible and not gpu_names()
 
     def longest(self, prompt: Ids) -> int:
         """Tokens at the start of ``prompt`` that need no prefill.
@@ -172,7 +176,7 @@ class PrefixCache:
     def open(self, prompt: Ids) -> tuple[Sequence, int] | None:
         """A sequence for a prompt, and how many of its tokens the sequence holds already.
 
-        None where all sequences are busy.
+        None where all sequences are busy, or the best has made way and finds no room.
         """
         wanted = prompt[:-1]
         best, held = self._best(wanted)
@@ -185,9 +189,9 @@ class PrefixCache:
             if best.busy:
                 return None
             target = best  # all others are busy: what follows the prefix is lost
-        elif target is not best and held and not self.bring_back(best):
-            return None
         elif target is not best and held:
+            if not self.bring_back(best):
+                return None
             self._context.share(best.number, target.number, held)
             best.uses += 1
             best.last_used = time.monotonic()
@@ -199,8 +203,12 @@ class PrefixCache:
         return target, held
 
     def clear_way(self, sequence: Sequence, unread: int) -> bool:
-        """Leaves the cells to one sequence, if reading so many tokens is worth it."""
-        if unread < _WORTH_MOVING or _ON_GPU or not self._context.divisible:
+        """Leaves the cells to one sequence, if reading so many tokens is worth it.
+
+        The busy ones wait in host memory until `bring_back`; those that share half of what they
+        hold stay, as their copies would not be shared any more. False where none has made way.
+        """
+        if unread < _WORTH_MOVING or not self._scans_cells:
             return False
         others = [one for one in self.sequences if one is not sequence and one.tokens.size]
         away = any(one.aside is not None for one in others)
@@ -209,12 +217,12 @@ class PrefixCache:
             for one in others
             if one.aside is None and 2 * self._kept_by_others(one) < one.tokens.size
         ]
-        if sum(one.tokens.size for one in present) < _CROWD:
+        cells = sum(one.tokens.size for one in present)
+        if cells < _CROWD:
             return away
-        cells = sum(one.tokens.size for one in [*present, sequence])
-        if not self.host.lend(needed := cells * self._context.model.kv_bytes_per_token):
+        moved = cells + sequence.tokens.size
+        if moved * self._context.model.kv_bytes_per_token > self.host.room:
             return False
-        self.host.lend(-needed)  # it was to find out: less is needed, as idle ones are evicted
         for one in present:
             if one.busy:
                 self._put_aside(one)
@@ -252,7 +260,7 @@ class PrefixCache:
     def release(self, sequence: Sequence, tokens: Tokens[int]) -> None:
         """Ends the work on a sequence, which holds exactly these tokens."""
         if (state := self._take_back(sequence)) is not None:
-            if sequence.tokens.size >= _WORTH_SAVING:
+            if len(tokens) >= _WORTH_SAVING:
                 self.host.add(self, np.array(tokens, np.int32), state, sequence.uses)
             tokens = ()
         sequence.tokens = np.array(tokens, np.int32)

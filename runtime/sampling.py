@@ -69,26 +69,14 @@ def allowed(matcher: Any, vocab_size: int) -> NDArray[np.bool_]:
     return bits.astype(bool)
 
 
-class Margins:
-    """Gaps between the chances of the likeliest and the second-likeliest token, one by one.
-
-    Args:
-        vocab_size: Of the logits; room for as many values is kept, as a new one for each token
-            would cost more than the arithmetic.
-    """
-
-    def __init__(self, vocab_size: int) -> None:
-        self._chances = np.empty(vocab_size, np.float32)
-
-    def __call__(self, logits: NDArray[np.float32]) -> float:
-        """The gap for logits of shape (vocab,), in 0..1."""
-        chances = self._chances
-        best = int(logits.argmax())
-        np.subtract(logits, logits[best], out=chances)
-        np.exp(chances, out=chances)
-        total = float(chances.sum())
-        chances[best] = 0.0
-        return (1.0 - float(chances.max())) / total
+def margin(logits: NDArray[np.float32]) -> float:
+    """Gap between the chances of the likeliest and the second-likeliest token, in 0..1."""
+    best = int(logits.argmax())
+    chances = logits - logits[best]
+    np.exp(chances, out=chances)
+    total = float(chances.sum())
+    chances[best] = 0.0
+    return (1.0 - float(chances.max())) / total
 
 
 def logprob(

@@ -291,15 +291,16 @@ class Scheduler:
         self._drafter.prepare([job.generation for job in self._running if job.generation], room)
         replying = [job for job in self._running if job.prefilled]
         reading = [job for job in self._running if not job.prefilled]
-        if reading and not (replying and self._read_alone):
+        made_way, self._read_alone = self._read_alone and bool(replying), False
+        if made_way:
+            reading = []  # it is the others' turn
+        elif reading:
             job = reading[0]
             chunk = job.chunk(min(room, PREFILL_BESIDE_DECODE) if replying else room)
             assert job.sequence is not None
             if self.cache.clear_way(job.sequence, len(chunk.tokens)):
                 self._read_alone = True
                 return [(job, chunk)]
-        elif reading:
-            self._read_alone, reading = False, []  # now those that had to make room
         for job in replying + reading:
             if replying and not job.prefilled:
                 room = min(room, PREFILL_BESIDE_DECODE)

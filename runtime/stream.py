@@ -30,14 +30,12 @@ class Mailbox:
 
     def put(self, event: Event) -> None:
         """Adds an event and wakes the reader."""
-        if self.whole and isinstance(event, Delta):
-            if (sleeper := self._sleeper) is not None and sleeper[0].is_closed():
-                self.closed = True
-            return
         with self._changed:
-            self._events.append(event)
             if self._sleeper is not None and self._sleeper[0].is_closed():
                 self.closed = True  # nobody reads any more
+            if self.whole and isinstance(event, Delta):
+                return
+            self._events.append(event)
             self._changed.notify()
             sleeper, self._sleeper = self._sleeper, None
         if sleeper is not None:

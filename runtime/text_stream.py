@@ -29,10 +29,7 @@ class TextStream:
         """
         if self.stopped:
             return ""
-        text = self._decoder.decode(piece, final=final)
-        if not self._stop:
-            return text
-        self._held += text
+        self._held += self._decoder.decode(piece, final=final)
         ends = [at for text in self._stop if (at := self._held.find(text)) >= 0]
         if ends:
             self.stopped = True

@@ -14,7 +14,7 @@ from tierwise.runtime.chat import Sampling
 from tierwise.runtime.context import Chunk, Context
 from tierwise.runtime.grammar import GrammarCompiler
 from tierwise.runtime.llama import Model
-from tierwise.runtime.sampling import Margins, Sampler, allowed, logprob
+from tierwise.runtime.sampling import Sampler, allowed, logprob, margin
 
 Logits = NDArray[np.float32]
 EVERYTHING = Sampling(temperature=2.0, top_k=0, top_p=1.0, min_p=0.0)
@@ -145,13 +145,13 @@ def test_tokens_that_the_grammar_does_not_know_are_not_allowed(scene: Scene) -> 
 def test_margin_is_the_gap_between_the_best_two(scene: Scene) -> None:
     first, second = np.sort(scene.chances(1.0))[::-1][:2]
     logits = scene.logits.copy()
-    assert Margins(logits.size)(logits) == pytest.approx(first - second, rel=1e-4)
+    assert margin(logits) == pytest.approx(first - second, rel=1e-4)
     np.testing.assert_array_equal(logits, scene.logits)
 
 
 def test_margin_at_the_extremes() -> None:
     def of(*logits: float) -> float:
-        return Margins(len(logits))(np.array(logits, np.float32))
+        return margin(np.array(logits, np.float32))
 
     assert of(3, 3, -9) == pytest.approx(0, abs=1e-6)
     assert of(-np.inf, 2, -np.inf) == 1.0
