@@ -4,7 +4,8 @@
                                 [--llama-server FILE] [--json FILE]
 
 One GGUF file (the bundled SmolLM2 requantized to Q8_0, for which all sides have fast kernels),
-the same prompt tokens (checked at every call), threads and longest reply, greedy everywhere.
+the same questions, each prompt's tokens checked at every call (an agent's history holds what the
+side itself has replied), threads and longest reply, greedy everywhere.
 Sides take turns within each run and change places from run to run; each figure is the median
 of the runs' ratios, with the smallest and the largest. No two runs share a prompt.
 """

@@ -1,6 +1,6 @@
 """The sides that the engine benchmark compares, each behind the same question.
 
-All get the same prompt tokens, checked at every call; the same GGUF file, threads and longest
+The prompt tokens of each call are checked; all get the same GGUF file, threads and longest
 reply; and all decode greedily. Only the call itself is timed, not the making of its messages.
 """
 

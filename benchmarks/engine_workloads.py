@@ -1,8 +1,8 @@
 """What the engine benchmark asks: tool requests, agents' conversations, and one long reply.
 
-Everything is a `Call`, the whole prompt of one turn, so that all sides are asked exactly the
-same. No two runs share a prompt: each begins with the number of its run, lest a cache that
-lives longer than a run answers for the engine.
+Everything is a `Call`, the whole prompt of one turn. All sides are asked exactly the same, but
+that an agent's history holds what the side itself has replied. No two runs share a prompt: each
+begins with a number of its own, lest a cache that lives longer than a run answers for the engine.
 """
 
 from __future__ import annotations

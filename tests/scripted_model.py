@@ -47,6 +47,17 @@ _RECENCY_PAIR, _STILL_PAIR = 24, 25
 _GAIN = 40.0
 
 
+FRUIT = {
+    "apple": "Red and crisp.",
+    "banana": "Long, bent, sweet.",
+    "cherry": "Small with a stone.",
+    "durian": "It smells.",
+    "elderberry": "Good for syrup.",
+    "grapefruit": "Bitter but healthy.",
+}
+"""Replies by keyword, for calls that must not be mixed up."""
+
+
 def write_scripted_gguf(
     path: Path,
     replies: str | Mapping[str, str],

@@ -14,20 +14,12 @@ import pytest
 from family_factory import TierSpec, make_family
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.messages import AIMessage
-from scripted_model import write_scripted_gguf
+from scripted_model import FRUIT, write_scripted_gguf
 from tiny_models import write_tiny_gguf
 
 from tierwise import ChatTierwise, TierwiseLLM
 from tierwise.runtime.errors import CallTimeoutError
 
-FRUIT = {
-    "apple": "Red and crisp.",
-    "banana": "Long, bent, sweet.",
-    "cherry": "Small with a stone.",
-    "durian": "It smells.",
-    "elderberry": "Good for syrup.",
-    "grapefruit": "Bitter but healthy.",
-}
 LONG = 1500
 
 

@@ -29,7 +29,7 @@ from langchain_core.messages import (
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.tools import tool
 from pydantic import BaseModel, ConfigDict, ValidationError
-from scripted_model import write_scripted_gguf
+from scripted_model import FRUIT, write_scripted_gguf
 from tiny_models import write_tiny_gguf
 
 from tierwise import Budget, ChatTierwise, Family
@@ -48,14 +48,6 @@ THOUGHT = "A greeting? Or the weather, in Oslo?"
 UMLAUTS = "Grüße aus Ålesund; 東京 🎉!"
 MILD = "It is mild in Oslo."
 TRIP = {"city": "Oslo", "days": 3}
-FRUIT = {
-    "apple": "Red and crisp.",
-    "banana": "Long, bent, sweet.",
-    "cherry": "Small with a stone.",
-    "durian": "It smells.",
-    "elderberry": "Good for syrup.",
-    "grapefruit": "Bitter but healthy.",
-}
 
 OSLO = {"city": "Oslo"}
 # The keyword that stands last in a prompt decides what the tiers reply.

@@ -126,8 +126,13 @@ def held_still(engine: Engine) -> Iterator[None]:
         go.set()
 
 
-def test_a_long_prompt_does_not_hold_up_replies(open_engine: Open, chatty: Path) -> None:
-    engine = open_engine(chatty)
+@pytest.mark.parametrize("crowd", [1024, 8])
+def test_a_long_prompt_does_not_hold_up_replies(
+    open_engine: Open, chatty: Path, monkeypatch: pytest.MonkeyPatch, crowd: int
+) -> None:
+    """Neither where both share the cells, nor where the reply makes way for each part."""
+    monkeypatch.setattr(prefix_cache, "_CROWD", crowd)
+    engine = open_engine(chatty, host=HostCache(20_000_000))
     reply = iter(start(engine, "talk", constraint=ENDLESS, max_tokens=2000))
     next(reply)
     prompt = ask(engine, "x" * 2000, max_tokens=1)
