@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from tierwise.runtime import errors
-from tierwise.runtime.context import Chunk, Context, KVType
+from tierwise.runtime.context import Chunk, Context, KVType, keeps_apart
 from tierwise.runtime.errors import (
     ConfigError,
     EngineError,
@@ -161,7 +161,9 @@ def _measure(
                 progress("speed", 0.3 + 0.2 * run / runs)
                 timings.append(_time_call(context, prompt, decode_tokens))
             progress("steps", 0.5)
-            step_s, sequences_s = _time_steps(context, prompt, runs)
+            step_s = _time_steps(context, prompt, runs)
+        with _context(model, n_ctx, threads, sequences=max(STEP_SEQUENCES)) as context:
+            sequences_s = _time_sequences(context, prompt, runs)
         prefill_s, decode_s = (statistics.median(times) for times in zip(*timings, strict=True))
         progress("KV cache of q8_0", 0.6)
         kv_speed = None
@@ -192,10 +194,19 @@ def _measure(
     }
 
 
-def _context(model: Model, n_ctx: int, threads: int, kv_type: KVType = "f16") -> Context:
+def _context(
+    model: Model, n_ctx: int, threads: int, *, sequences: int = 1, kv_type: KVType = "f16"
+) -> Context:
     """As an engine opens it."""
+    apart = keeps_apart(model)
     return Context(
-        model, n_ctx, threads=threads, sequences=SEQUENCES, outputs=OUTPUTS, kv_type=kv_type
+        model,
+        n_ctx,
+        threads=threads,
+        sequences=sequences if apart else SEQUENCES,
+        apart=apart,
+        outputs=OUTPUTS,
+        kv_type=kv_type,
     )
 
 
@@ -218,46 +229,47 @@ def _time_call(context: Context, prompt: list[int], decode_tokens: int) -> tuple
     return prefilled - began, time.perf_counter() - prefilled
 
 
-def _time_steps(
-    context: Context, prompt: list[int], runs: int
-) -> tuple[dict[int, float], dict[int, float]]:
-    """Seconds of a decode step behind ``prompt``, which is left in the cache.
-
-    Returns:
-        By the number of tokens of one sequence, and by the number of sequences of one token.
-        Sizes that the context has no room for are left out.
-    """
+def _time_steps(context: Context, prompt: list[int], runs: int) -> dict[int, float]:
+    """Seconds of a decode step behind ``prompt``, which is left in the cache, by the number of
+    tokens of one sequence. Sizes that the context has no room for are left out."""
     end = len(prompt)
     context.truncate(end)
-    room = min(context.n_ctx - end, context.batch_size)
-    token = prompt[0]
-
-    def seconds(chunks: list[Chunk]) -> float:
-        times = []
-        for _ in range(max(runs, STEP_RUNS)):
-            began = time.perf_counter()
-            row = context.run(chunks)[-1]
-            context.logits(row)
-            times.append(time.perf_counter() - began)
-            for chunk in chunks:
-                context.truncate(end, chunk.sequence)
-        return statistics.median(times)
-
-    step_s = {
-        size: seconds([Chunk(0, end, [token] * size, size)])
+    room = min(context.n_ctx - end, context.batch_size, context.max_outputs)
+    return {
+        size: _seconds(context, [Chunk(0, end, [prompt[0]] * size, size)], runs)
         for size in STEP_TOKENS
-        if size <= min(room, context.max_outputs)
+        if size <= room
     }
+
+
+def _time_sequences(context: Context, prompt: list[int], runs: int) -> dict[int, float]:
+    """Seconds of a decode step with one token of each of some sequences that hold ``prompt``, by
+    their number. Of models whose sequences cannot be shared, none."""
     if not context.divisible:
-        return step_s, {}
+        return {}
+    end = len(prompt)
+    context.decode(prompt, 0)
     for sequence in range(1, max(STEP_SEQUENCES)):
         context.share(0, sequence, end)
-    sequences_s = {
-        count: seconds([Chunk(sequence, end, [token], 1) for sequence in range(count)])
+    room = context.batch_size if context.apart else context.n_ctx - end
+    return {
+        count: _seconds(context, [Chunk(s, end, [prompt[0]], 1) for s in range(count)], runs)
         for count in STEP_SEQUENCES
         if count <= room
     }
-    return step_s, sequences_s
+
+
+def _seconds(context: Context, chunks: list[Chunk], runs: int) -> float:
+    """Of one step, which is taken back."""
+    times = []
+    for _ in range(max(runs, STEP_RUNS)):
+        began = time.perf_counter()
+        row = context.run(chunks)[-1]
+        context.logits(row)
+        times.append(time.perf_counter() - began)
+        for chunk in chunks:
+            context.truncate(chunk.position, chunk.sequence)
+    return statistics.median(times)
 
 
 def _say(**message: object) -> None:

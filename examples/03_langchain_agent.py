@@ -56,7 +56,7 @@ def main() -> None:
     )
     smallest = min(tier.bytes for tier in family.tiers)
     ample = Budget(quality=0.95)
-    tight = Budget(memory=int(smallest * 2.2), seconds_per_call=1.5, quality=0.7)
+    tight = Budget(memory=int(smallest * 2.3), seconds_per_call=1.5, quality=0.7)
     scores = [
         run("ample budget", ChatTierwise(family=str(family.folder), budget=ample, max_tokens=64)),
         run("tight budget", ChatTierwise(family=str(family.folder), budget=tight, max_tokens=64)),

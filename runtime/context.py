@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from tierwise.runtime.errors import (
     UnsupportedModelError,
 )
 from tierwise.runtime.llama import Model, captured_log, reason_in
+from tierwise.runtime.resources import gpu_names
 
 PREFILL_BATCH = 512
 """Tokens per llama_decode during prefill; also the unit in which a prefill can be cancelled."""
@@ -26,7 +28,17 @@ PREFILL_BATCH = 512
 KVType = Literal["f16", "q8_0"]
 _KV_TYPES = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0}
 
+PLAIN_ATTENTION_BATCH = 128
+"""Tokens that plain attention looks at once. Its scores take six bytes for each of them, cell and
+head, as llama.cpp keeps them in f32 and copies them to f16."""
+
 _HEAD_SIZE = re.compile(r"does not divide n_embd_head_[kv]=(\d+)")
+
+_STATE_HEADER = 3 * 4
+"""Bytes of a saved state before its cells: magic, sequence, number of streams."""
+
+_MOST_APART = 64
+"""Sequences with cells of their own; a saved state has four bytes to spare for each."""
 
 _NO_SLOT = 1
 """llama_decode's code for a KV cache without enough free cells; it is then left as it was."""
@@ -49,17 +61,31 @@ class Chunk:
     outputs: int = 0
 
 
+def keeps_apart(model: Model) -> bool:
+    """Whether the sequences of a model are best given cells of their own.
+
+    llama.cpp's attention on a CPU looks at the mask of every cell in use, for every token and
+    head: the more other sequences hold, the slower is each. (SmolLM2-135M, two cores, eight
+    sequences of 1,300 tokens: a step of all eight takes 1.5 times as long over shared cells,
+    512 prompt tokens 1.6 times.) Not for recurrent and sliding-window models, whose states
+    cannot go to a context with another number of sequences, and not where a GPU takes part.
+    """
+    return model.divisible and not lib.llama_model_n_swa(model.handle) and not gpu_names()
+
+
 class Context:
     """The KV cache and compute buffers of one model.
 
-    All sequences share the cells of one cache: a prefix that several have in common is kept
-    once, and no sequence has a share of its own that others could not use.
+    Sequences either share the cells of one cache: a prefix that several have in common is kept
+    once, and none has a share of its own that others could not use. Or they are kept apart, which
+    takes more memory and is quicker on a CPU (`keeps_apart`).
 
     Args:
         model: Stays open for as long as the context.
-        n_ctx: Tokens that the KV cache holds, of all sequences together.
+        n_ctx: Tokens that one sequence may hold; where cells are shared, all of them together.
         threads: For prefill and decode.
-        sequences: How many there may be at once, at most 256.
+        sequences: How many there may be at once, at most 256 (apart: 64).
+        apart: Gives each sequence ``n_ctx`` cells of its own.
         outputs: Most tokens of one batch that logits are wanted for. Costs about
             ``vocab_size * 4`` bytes of buffers for each.
         all_logits: As many outputs as a batch has tokens (for measuring divergence).
@@ -78,17 +104,27 @@ class Context:
         *,
         threads: int,
         sequences: int = 1,
+        apart: bool = False,
         outputs: int = 1,
         all_logits: bool = False,
         kv_type: KVType = "f16",
         on_tensor: Any = None,
     ) -> None:
         self.model = model
+        self.sequences = sequences
+        self.apart = apart
         params = lib.llama_context_default_params()
-        params.n_ctx = n_ctx
+        params.n_ctx = n_ctx * sequences if apart else n_ctx
         params.n_batch = params.n_ubatch = min(PREFILL_BATCH, n_ctx)
         params.n_seq_max = sequences
-        params.kv_unified = True
+        params.kv_unified = not apart
+        self.scratch_bytes = 0
+        """What llama.cpp allocates with the first batches, besides what ``open_log`` tells."""
+        if apart and kv_type == "f16" and _PLAIN_IS_QUICKER:
+            params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            params.n_ubatch = min(PLAIN_ATTENTION_BATCH, params.n_batch)
+            heads = int(lib.llama_model_n_head(model.handle))
+            self.scratch_bytes = 2 * int(params.n_ubatch) * heads * n_ctx
         params.n_outputs_max = params.n_batch if all_logits else max(outputs, sequences)
         params.n_threads = params.n_threads_batch = threads
         params.type_k = params.type_v = _KV_TYPES[kv_type]
@@ -99,11 +135,7 @@ class Context:
         self.batch_size = int(params.n_batch)
         self.max_outputs = int(params.n_outputs_max)
         self.kv_type: KVType = kv_type
-        weights = model.handle
-        self.divisible = not (
-            lib.llama_model_is_recurrent(weights) or lib.llama_model_is_hybrid(weights)
-        )
-        """Whether sequences can be cut and shared at any token (recurrent ones cannot)."""
+        self.divisible = model.divisible
         self._all_logits = all_logits
         with captured_log() as log:
             self._handle = lib.llama_init_from_model(model.handle, params)
@@ -120,7 +152,7 @@ class Context:
             )
         self._rows: dict[int, NDArray[np.float32]] = {}
         self.open_log = tuple(log)
-        self.n_ctx = int(lib.llama_n_ctx(self._handle))
+        self.n_ctx = int(lib.llama_n_ctx_seq(self._handle))
         self._batch = lib.llama_batch_init(self.batch_size, 0, 1)
         view = np.ctypeslib.as_array
         shape = (self.batch_size,)
@@ -238,24 +270,42 @@ class Context:
     def share(self, source: int, target: int, length: int) -> None:
         """Gives the first ``length`` tokens of one sequence to another, empty one.
 
-        Both then hold the same cells: it takes no memory and next to no time.
+        Over shared cells both then hold the same ones: it takes no memory and next to no time.
+        Kept apart, they are copied, about 8 µs a token. (Not by ``llama_memory_seq_cp``, which
+        would copy only when the next batch runs, whatever has become of the source by then.)
         """
+        if self.apart:
+            self.restore(target, self.save(source))
+            self.truncate(length, target)
+            return
         lib.llama_memory_seq_cp(lib.llama_get_memory(self.handle), source, target, 0, length)
 
     def save(self, sequence: int) -> NDArray[np.uint8]:
-        """The keys and values of a sequence, to be given back to `restore`."""
+        """The keys and values of a sequence, to be given back to `restore`, be it that of
+        another context with any number of sequences kept apart."""
         size = int(lib.llama_state_seq_get_size(self.handle, sequence))
-        state = np.empty(size, np.uint8)
-        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        written = lib.llama_state_seq_get_data(self.handle, pointer, size, sequence)
-        return state[:written]
+        spare = 4 * _MOST_APART if self.apart else 0
+        state = np.empty(size + spare, np.uint8)
+        written = lib.llama_state_seq_get_data(self.handle, _pointer(state), size, sequence)
+        if not self.apart:
+            return state[:written]
+        # After the header the number of cells of each sequence's stream, 0 but for this one, whose
+        # cells follow (llama_kv_cache::state_write). Cut down to that one stream.
+        start = 4 * sequence
+        end = written - 4 * (self.sequences - 1 - sequence)
+        state[start : start + _STATE_HEADER] = state[:_STATE_HEADER].copy()
+        state[end : end + spare] = 0
+        return state[start : end + spare]
 
     def restore(self, sequence: int, state: NDArray[np.uint8]) -> bool:
         """Puts what `save` gave into an empty sequence; False where it does not fit."""
-        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        size = state.size
+        if self.apart:  # as many streams as this context has, all but the first of them empty
+            size -= 4 * (_MOST_APART - self.sequences + 1)
+            state[8:_STATE_HEADER].view(np.uint32)[0] = self.sequences
         with captured_log():  # "failed to find available cells", when it does not fit
-            done = lib.llama_state_seq_set_data(self.handle, pointer, state.size, sequence)
-        if done == state.size:
+            done = lib.llama_state_seq_set_data(self.handle, _pointer(state), size, sequence)
+        if done == size:
             return True
         lib.llama_memory_seq_rm(lib.llama_get_memory(self.handle), sequence, -1, -1)
         return False
@@ -272,3 +322,13 @@ class Context:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+_PLAIN_IS_QUICKER = platform.machine() in ("x86_64", "AMD64")
+"""llama.cpp's flash attention on x86 is slow for fewer than 64 tokens at once, as it sums values
+in f16. SmolLM2-135M, two cores with AVX-512, behind 1,400 tokens: 33 more take 204 ms with it and
+123 without, 4 take 37 and 28, one the same; the 1,400 themselves take 3.3 and 3.6 s."""
+
+
+def _pointer(state: NDArray[np.uint8]) -> Any:
+    return state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))

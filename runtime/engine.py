@@ -32,7 +32,7 @@ from tierwise.runtime.grammar import GrammarCompiler
 from tierwise.runtime.job import Job
 from tierwise.runtime.llama import Model
 from tierwise.runtime.prefix_cache import HostCache
-from tierwise.runtime.scheduler import OUTPUTS, SEQUENCES, Scheduler
+from tierwise.runtime.scheduler import OUTPUTS, REPLIES, SEQUENCES, Scheduler
 from tierwise.runtime.stream import GenerationStream
 
 MAX_WAITING = 1024
@@ -84,8 +84,10 @@ class Engine:
 
     Args:
         model: Owned by the engine from here on; `close` frees it.
-        n_ctx: Tokens of context, of all requests together.
+        n_ctx: Tokens of context, of one request where ``slots`` are given, else of all together.
         threads: For llama.cpp.
+        slots: Requests that have cells of their own, as many as are answered at once; None for
+            one cache that all share.
         kv_type: How keys and values are stored.
         host: Where cold prefixes go; nowhere by default.
         drafter: Guesses at next tokens; by default nobody does.
@@ -98,6 +100,7 @@ class Engine:
         *,
         n_ctx: int,
         threads: int,
+        slots: int | None = None,
         kv_type: KVType = "f16",
         host: HostCache | None = None,
         drafter: Drafter | None = None,
@@ -109,17 +112,28 @@ class Engine:
         self.grammars = GrammarCompiler(model)
         self.host = host or HostCache()
         self._max_waiting = max_waiting
-        open_context = partial(
-            Context,
-            model,
-            threads=threads,
-            sequences=SEQUENCES,
-            outputs=OUTPUTS,
-            kv_type=kv_type,
-        )
+        self.apart = slots is not None
+
+        def open_context(n_ctx: int, sequences: int) -> Context:
+            return Context(
+                model,
+                n_ctx,
+                threads=threads,
+                sequences=sequences,
+                apart=slots is not None,
+                outputs=OUTPUTS,
+                kv_type=kv_type,
+            )
+
         self.drafter = drafter or Drafter()
         self._scheduler = Scheduler(
-            model, self.grammars, open_context, n_ctx, self.host, self.drafter
+            model,
+            self.grammars,
+            open_context,
+            n_ctx,
+            SEQUENCES if slots is None else slots,
+            self.host,
+            self.drafter,
         )
         # q8_0 has 34 bytes for 32 values. Known from here on, as metrics outlive the model.
         self._token_bytes = model.kv_bytes_per_token * (34 if kv_type == "q8_0" else 64) // 64
@@ -167,8 +181,20 @@ class Engine:
 
     @property
     def n_ctx(self) -> int:
-        """Tokens of context, of all requests together."""
+        """Tokens of context, of one request where they are kept apart, else of all together."""
         return self._scheduler.n_ctx
+
+    @property
+    def slots(self) -> int:
+        """Requests that may be answered at once."""
+        return min(REPLIES, len(self._scheduler.cache.sequences))
+
+    @property
+    def wanted_slots(self) -> int:
+        """More than `slots` where as many prefixes have come back from host memory already:
+        conversations take turns for which there are too few."""
+        slots = self.slots
+        return min(REPLIES, 2 * slots) if self._scheduler.cache.swaps >= slots else slots
 
     def draft_with(self, smaller: Engine) -> bool:
         """Lets a smaller model guess at next tokens; False if its vocabulary is another.
@@ -188,8 +214,10 @@ class Engine:
         """Tokens at the start of ``prompt`` that this engine would not have to prefill."""
         return self._scheduler.cache.longest(np.array(prompt, dtype=np.int32))
 
-    def grow_soon(self, n_ctx: int) -> Future[None]:
+    def grow_soon(self, n_ctx: int, slots: int | None = None) -> Future[None]:
         """Goes on in a context of at least ``n_ctx`` tokens, from the end of the step that runs.
+
+        Where requests are kept apart, there is room for ``slots`` of them.
 
         What runs and what is cached stays. The future fails with OutOfMemoryError where so
         large a context cannot be had (the old one is kept), and with EngineClosedError where
@@ -199,7 +227,8 @@ class Engine:
             EngineError: This process is a fork of the one that loaded the model.
         """
         self._check_process()
-        return self._scheduler.between(partial(self._scheduler.grow, n_ctx))
+        sequences = slots if self.apart and slots else len(self._scheduler.cache.sequences)
+        return self._scheduler.between(partial(self._scheduler.grow, n_ctx, sequences))
 
     def metrics(self) -> EngineMetrics:
         """What it has done, and does now."""

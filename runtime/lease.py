@@ -26,6 +26,8 @@ class Entry:
     name: str
     tier: LoadedTier
     bytes: int
+    least_bytes: int
+    """What it would take with a single slot."""
     holders: list[int] = field(default_factory=list)
     """What each lease expects to fill of the context, in tokens."""
     widening: bool = False
@@ -33,6 +35,11 @@ class Entry:
     last_used: float = 0.0
     orphaned: bool = False
     """The pool was closed meanwhile: the last lease unloads it."""
+
+    @property
+    def spare_bytes(self) -> int:
+        """What would be had by taking all slots but one away from it."""
+        return max(0, self.bytes - self.least_bytes)
 
     def __str__(self) -> str:
         return f"{self.name} ({megabytes(self.bytes)})"

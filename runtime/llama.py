@@ -172,6 +172,12 @@ class Model:
         return int(lib.llama_model_n_ctx_train(self.handle))
 
     @property
+    def divisible(self) -> bool:
+        """Whether sequences can be cut and shared at any token (recurrent ones cannot)."""
+        weights = self.handle
+        return not (lib.llama_model_is_recurrent(weights) or lib.llama_model_is_hybrid(weights))
+
+    @property
     def layers(self) -> int:
         return int(lib.llama_model_n_layer(self.handle))
 

@@ -9,7 +9,7 @@ from typing import Self
 
 from tierwise.runtime.chat import Call, Reply
 from tierwise.runtime.chat_template import ChatTemplate
-from tierwise.runtime.context import KVType
+from tierwise.runtime.context import KVType, keeps_apart
 from tierwise.runtime.drafting import Drafter
 from tierwise.runtime.engine import Engine
 from tierwise.runtime.errors import ToolSchemaError
@@ -99,8 +99,9 @@ class LoadedTier:
 
     Args:
         path: The GGUF file.
-        n_ctx: Tokens of context, of all calls together.
+        n_ctx: Tokens of context, of one call where they are kept apart, else of all together.
         threads: For llama.cpp.
+        slots: Calls that are answered at once, where they are kept apart (`keeps_apart`).
         kv_type: How keys and values are stored.
         host: Where prefixes go for which the context has no room; nowhere by default.
         drafter: Guesses at next tokens; by default nobody does.
@@ -116,6 +117,7 @@ class LoadedTier:
         *,
         n_ctx: int,
         threads: int,
+        slots: int = 1,
         kv_type: KVType = "f16",
         host: HostCache | None = None,
         drafter: Drafter | None = None,
@@ -128,7 +130,13 @@ class LoadedTier:
             for tag in self.template.tags:
                 model.show_tag(tag)
             self.engine = Engine(
-                model, n_ctx=n_ctx, threads=threads, kv_type=kv_type, host=host, drafter=drafter
+                model,
+                n_ctx=n_ctx,
+                threads=threads,
+                slots=slots if keeps_apart(model) else None,
+                kv_type=kv_type,
+                host=host,
+                drafter=drafter,
             )
         except BaseException:
             model.close()
@@ -139,7 +147,7 @@ class LoadedTier:
 
     @property
     def n_ctx(self) -> int:
-        """Tokens of context, of all calls together."""
+        """Tokens of context; see `Engine.n_ctx`."""
         return self.engine.n_ctx
 
     def prompt(self, call: Call) -> tuple[int, ...]:

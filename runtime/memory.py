@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from tierwise.runtime.context import Context, KVType
+from tierwise.runtime.context import Context, KVType, keeps_apart
 from tierwise.runtime.errors import ModelNotFoundError
 from tierwise.runtime.llama import Model
 from tierwise.runtime.scheduler import OUTPUTS, SEQUENCES
@@ -27,7 +28,7 @@ _MERGES = re.compile(r"n_merges\s*= (\d+)")
 TOKEN_BYTES = 580
 MERGE_BYTES = 115
 
-OVERHEAD_BYTES = 2 * _MIB
+OVERHEAD_BYTES = 3 * _MIB
 """The compute graph, descriptions of tensors and what malloc cannot give back."""
 
 
@@ -66,7 +67,7 @@ def predict_memory(
     n_ctx: int,
     *,
     kv_type: KVType = "f16",
-    sequences: int = SEQUENCES,
+    slots: int = 1,
     outputs: int = OUTPUTS,
 ) -> MemoryNeed:
     """What the process will hold once ``path`` is loaded and has answered, to within 5 %.
@@ -78,8 +79,8 @@ def predict_memory(
     Args:
         path: The GGUF file.
         n_ctx: Tokens of context.
-        kv_type: As for `Context`, like all that follow. The defaults are an `Engine`'s.
-        sequences: Most sequences at once.
+        kv_type: How keys and values are stored.
+        slots: Calls that are answered at once, where they are kept apart (`keeps_apart`).
         outputs: Most tokens of a batch whose logits are wanted.
 
     Raises:
@@ -89,7 +90,7 @@ def predict_memory(
     if not path.is_file():
         raise ModelNotFoundError(f"there is no model file {str(path)!r}")
     stat = path.stat()
-    return _predict(path, n_ctx, kv_type, sequences, outputs, stat.st_size, stat.st_mtime_ns)
+    return _predict(path, n_ctx, kv_type, slots, outputs, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=256)
@@ -97,20 +98,29 @@ def _predict(
     path: Path,
     n_ctx: int,
     kv_type: KVType,
-    sequences: int,
+    slots: int,
     outputs: int,
     _size: int,
     _mtime_ns: int,
 ) -> MemoryNeed:
-    with (
-        Model(path, no_alloc=True) as model,
-        Context(
-            model, n_ctx, threads=1, sequences=sequences, outputs=outputs, kv_type=kv_type
-        ) as context,
-    ):
+    with Model(path, no_alloc=True) as model, ExitStack() as stack:
+        apart = keeps_apart(model)
+        sequences = slots if apart else SEQUENCES
+        context = stack.enter_context(
+            Context(
+                model,
+                n_ctx,
+                threads=1,
+                sequences=sequences,
+                apart=apart,
+                outputs=outputs,
+                kv_type=kv_type,
+            )
+        )
         log = context.open_log
         # llama.cpp begins with an output for each sequence, and grows when more are wanted.
         rows = context.max_outputs / sequences
+        scratch = context.scratch_bytes
         merges = _MERGES.findall("".join(model.load_log))
         vocabulary = model.vocab_size * TOKEN_BYTES + sum(map(int, merges)) * MERGE_BYTES
     tensors = read_tensors(path)
@@ -121,7 +131,7 @@ def _predict(
     return MemoryNeed(
         weights_bytes=weights,
         kv_bytes=_sum(_KV, log),
-        compute_bytes=_sum(_COMPUTE, log) + round(_sum(_OUTPUT, log) * rows),
+        compute_bytes=_sum(_COMPUTE, log) + round(_sum(_OUTPUT, log) * rows) + scratch,
         vocabulary_bytes=vocabulary,
         repacked_bytes=sum(tensor.repacked_bytes for tensor in tensors),
     )

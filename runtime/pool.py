@@ -11,7 +11,6 @@ import logging
 import threading
 import time
 from concurrent.futures import Future
-from heapq import nlargest
 from typing import Self
 
 from tierwise.runtime.chat import Call
@@ -27,8 +26,7 @@ from tierwise.runtime.family import Family, Tier
 from tierwise.runtime.lease import Entry, Lease, ResidentTier, megabytes
 from tierwise.runtime.loaded_tier import LoadedTier
 from tierwise.runtime.resources import ResourceProbe, Resources, probe
-from tierwise.runtime.room import Room
-from tierwise.runtime.scheduler import REPLIES
+from tierwise.runtime.room import Room, power_of_two
 from tierwise.runtime.vocabulary import Vocabulary, usable_file
 
 log = logging.getLogger("tierwise.pool")
@@ -199,11 +197,12 @@ class Pool:
             freed = {entry for entry in self._room.entries.values() if not entry.holders}
             if own is not None:  # its context will grow
                 freed.add(own)
-            now, most = self._room.free(resources, (), cap), self._room.free(resources, freed, cap)
+            now = self._room.free(resources, (), cap)
+            most = self._room.free(resources, freed, cap) + self._room.spare(freed)
         if need <= now:
             return True, f"{tier.name} needs {megabytes(need)} of {megabytes(now)} free"
         if need <= most:
-            names = ", ".join(sorted(entry.name for entry in freed))
+            names = ", ".join(sorted(entry.name for entry in freed)) or "nothing"
             return True, f"{tier.name} needs {megabytes(need)}, free once {names} is unloaded"
         return False, f"{tier.name} needs {megabytes(need)}, but only {megabytes(most)} can be had"
 
@@ -299,14 +298,14 @@ class Pool:
             entry = self._room.entries.get(tier.name)
             if entry is None or entry.widening or self._loading:
                 return
-            wanted = _power_of_two(sum(nlargest(REPLIES, entry.holders)))
-            wanted = self._room.widest(entry, tier, wanted, cap)
-            if wanted <= entry.tier.n_ctx:
+            n_ctx, slots = self._room.size_wanted(entry, tier, cap)
+            engine = entry.tier.engine
+            if n_ctx <= engine.n_ctx and slots <= engine.slots:
                 return
             entry.widening = True
-            old, entry.bytes = entry.bytes, self._room.predict(tier, wanted)
+            old, entry.bytes = entry.bytes, self._room.predict(tier, n_ctx, slots)
             self._room.limit_host()
-        done = entry.tier.engine.grow_soon(wanted)
+        done = engine.grow_soon(n_ctx, slots)
 
         def settle(future: Future[None]) -> None:
             with self._changed:
@@ -329,7 +328,7 @@ class Pool:
             if own is not None:  # held meanwhile, so that nobody unloads it
                 own.holders.append(0)
         if own is not None:
-            return self._enlarge(own, n_ctx, need, expected, events)
+            return self._enlarge(own, tier, n_ctx, expected, events, cap)
         loaded = LoadedTier(
             usable_file(self.family, tier),
             n_ctx=n_ctx,
@@ -340,7 +339,7 @@ class Pool:
         )
         events.append(f"loaded {tier.name} in {loaded.load_s:.1f} s ({megabytes(need)})")
         log.info(events[-1])
-        entry = Entry(tier.name, loaded, need)
+        entry = Entry(tier.name, loaded, bytes=need, least_bytes=need)
         with self._changed:
             if not self._closed:
                 self._room.entries[tier.name] = entry
@@ -353,10 +352,18 @@ class Pool:
         raise self._was_closed()
 
     def _enlarge(
-        self, own: Entry, n_ctx: int, need: int, expected: int, events: list[str]
+        self,
+        own: Entry,
+        tier: Tier,
+        n_ctx: int,
+        expected: int,
+        events: list[str],
+        cap: int | None,
     ) -> Lease:
+        slots = self._room.most_slots(own, tier, n_ctx, own.tier.engine.slots, cap)
+        need = self._room.predict(tier, n_ctx, slots)
         try:
-            own.tier.engine.grow_soon(n_ctx).result()
+            own.tier.engine.grow_soon(n_ctx, slots).result()
         finally:
             with self._changed:
                 own.holders.remove(0)
@@ -364,7 +371,7 @@ class Pool:
         log.info(events[-1])
         with self._changed:
             self._check_open()
-            own.bytes = max(own.bytes, need)
+            own.bytes, own.least_bytes = need, self._room.predict(tier, n_ctx)
             self._room.limit_host()
             return Lease(own, self._changed, expected, load_s=None, events=tuple(events))
 
@@ -389,8 +396,4 @@ def rounded_context(tier: Tier, context_tokens: int) -> int:
             f"trained for {tier.context_tokens:,}. Shorten the conversation, lower max_tokens, or "
             "use a tier with a longer context."
         )
-    return min(_power_of_two(context_tokens), tier.context_tokens)
-
-
-def _power_of_two(tokens: int) -> int:
-    return max(SMALLEST_CONTEXT, 1 << max(0, tokens - 1).bit_length())
+    return min(max(SMALLEST_CONTEXT, power_of_two(context_tokens)), tier.context_tokens)

@@ -1,10 +1,10 @@
 """Which tokens a context's sequences hold, so that no prompt is computed twice.
 
 A sequence keeps its keys and values after a reply. The next prompt takes the longest prefix
-that any sequence has; what several have in common lies in the same cells. When cells or
-sequences run out, the idle sequence goes that is the least to lose (its cost to recompute per
-cell, times the chance that it is wanted again), and waits in host memory, as far as that is
-granted.
+that any sequence has; over shared cells, what several have in common lies in the same ones. When
+cells or sequences run out, the idle sequence goes that is the least to lose (its cost to
+recompute per cell, times the chance that it is wanted again), and waits in host memory, as far as
+that is granted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tierwise.runtime.context import Context
-from tierwise.runtime.resources import gpu_names
 
 Ids = NDArray[np.int32]
 
@@ -29,14 +28,6 @@ _WORTH_SAVING = 64
 
 _WORTH_A_SEQUENCE = 16
 """Tokens: shorter ends, such as those of wrong drafts, are given up for what else follows."""
-
-_CROWD = 1024
-"""Cells: llama.cpp's attention on a CPU looks at the mask of every cell in use, for every token
-and head. Past more cells of others than these, a prompt is read sooner if they are moved away
-for that time (a cell takes 4 µs there and back, and 0.2 µs of each token that is read)."""
-
-_WORTH_MOVING = 32
-"""Tokens to read at once: below, moving a crowd takes longer than reading past it."""
 
 _ATTENTION_TOKENS = 4096
 """Position at which attention costs about as much as all the rest of a token's prefill."""
@@ -54,8 +45,6 @@ class Sequence:
     busy: bool = False
     last_used: float = 0.0
     uses: int = 0
-    aside: NDArray[np.uint8] | None = None
-    """Its keys and values, while its cells are given up."""
 
 
 @dataclass(slots=True, eq=False)
@@ -78,28 +67,11 @@ class HostCache:
         self.limit_bytes = limit_bytes
         self._lock = threading.Lock()
         self._kept: tuple[_Snapshot, ...] = ()  # replaced, never changed: readers take no lock
-        self._lent = 0
 
     @property
     def bytes(self) -> int:
         """What the kept states take, which may be given up at any time."""
         return sum(one.state.nbytes for one in self._kept)
-
-    @property
-    def room(self) -> int:
-        """Bytes up to the limit, not below zero."""
-        return max(0, self.limit_bytes - self.bytes - self._lent)
-
-    def lend(self, size: int) -> bool:
-        """Sets bytes of the limit aside for states that must not be lost; negative: gives back.
-
-        Nothing is given up for them: False where they would not fit beside what is kept.
-        """
-        with self._lock:
-            if size > self.room:
-                return False
-            self._lent += size
-            return True
 
     def add(self, owner: object, tokens: Ids, state: NDArray[np.uint8], uses: int) -> None:
         """Keeps a state, and gives up others for it where they are less to lose."""
@@ -116,7 +88,7 @@ class HostCache:
     def shrink(self) -> None:
         """Gives up states until the limit is kept."""
         with self._lock:
-            while self._kept and self.bytes + self._lent > self.limit_bytes:
+            while self._kept and self.bytes > self.limit_bytes:
                 least = min(self._kept, key=lambda s: _worth(s.tokens.size, 0, s.uses, s.last_used))
                 self._kept = tuple(one for one in self._kept if one is not least)
 
@@ -146,6 +118,7 @@ class CacheCounters:
     cached_tokens: int = 0
     evictions: int = 0
     restores: int = 0
+    """Prefixes that came back from host memory."""
 
 
 class PrefixCache:
@@ -153,16 +126,16 @@ class PrefixCache:
 
     Args:
         context: Whose sequences these are.
-        sequences: How many it has.
         host: Where cold sequences go.
     """
 
-    def __init__(self, context: Context, sequences: int, host: HostCache) -> None:
+    def __init__(self, context: Context, host: HostCache) -> None:
         self._context = context
         self.host = host
-        self.sequences = tuple(Sequence(number) for number in range(sequences))
+        self.sequences = tuple(Sequence(number) for number in range(context.sequences))
         self.counters = CacheCounters()
-        self._scans_cells = context.divisible and not gpu_names()
+        self.swaps = 0
+        """Times that a prefix came back from host memory since this context was opened."""
 
     def longest(self, prompt: Ids) -> int:
         """Tokens at the start of ``prompt`` that need no prefill.
@@ -176,7 +149,7 @@ class PrefixCache:
     def open(self, prompt: Ids) -> tuple[Sequence, int] | None:
         """A sequence for a prompt, and how many of its tokens the sequence holds already.
 
-        None where all sequences are busy, or the best has made way and finds no room.
+        None where all sequences are busy.
         """
         wanted = prompt[:-1]
         best, held = self._best(wanted)
@@ -188,10 +161,9 @@ class PrefixCache:
         if target is None:
             if best.busy:
                 return None
-            target = best  # all others are busy: what follows the prefix is lost
+            target = best  # all others are busy: what follows the prefix has to go
+            self._save(best, best.tokens.size - held)
         elif target is not best and held:
-            if not self.bring_back(best):
-                return None
             self._context.share(best.number, target.number, held)
             best.uses += 1
             best.last_used = time.monotonic()
@@ -202,67 +174,12 @@ class PrefixCache:
         target.uses += 1
         return target, held
 
-    def clear_way(self, sequence: Sequence, unread: int) -> bool:
-        """Leaves the cells to one sequence, if reading so many tokens is worth it.
-
-        The busy ones wait in host memory until `bring_back`; those that share half of what they
-        hold stay, as their copies would not be shared any more. False where none has made way.
-        """
-        if unread < _WORTH_MOVING or not self._scans_cells:
-            return False
-        others = [one for one in self.sequences if one is not sequence and one.tokens.size]
-        away = any(one.aside is not None for one in others)
-        present = [
-            one
-            for one in others
-            if one.aside is None and 2 * self._kept_by_others(one) < one.tokens.size
-        ]
-        cells = sum(one.tokens.size for one in present)
-        if cells < _CROWD:
-            return away
-        moved = cells + sequence.tokens.size
-        if moved * self._context.model.kv_bytes_per_token > self.host.room:
-            return False
-        for one in present:
-            if one.busy:
-                self._put_aside(one)
-            else:
-                self._evict(one)
-        if sequence.aside is None and sequence.tokens.size:  # its cells may lie behind the gap
-            self._put_aside(sequence)
-        return True
-
-    def _put_aside(self, sequence: Sequence) -> None:
-        state = self._context.save(sequence.number)
-        if self.host.lend(state.nbytes):
-            sequence.aside = state
-            self._context.truncate(0, sequence.number)
-
-    def _take_back(self, sequence: Sequence) -> NDArray[np.uint8] | None:
-        state, sequence.aside = sequence.aside, None
-        if state is not None:
-            self.host.lend(-state.nbytes)
-        return state
-
-    def bring_back(self, sequence: Sequence) -> bool:
-        """Puts a sequence back into cells; False where too few are free."""
-        if sequence.aside is None:
-            return True
-        if not self._context.restore(sequence.number, sequence.aside):
-            return False
-        self._take_back(sequence)
-        return True
-
     def filled(self, sequence: Sequence, tokens: Ids) -> None:
         """Makes known what a busy sequence holds by now."""
         sequence.tokens = tokens
 
     def release(self, sequence: Sequence, tokens: Tokens[int]) -> None:
         """Ends the work on a sequence, which holds exactly these tokens."""
-        if (state := self._take_back(sequence)) is not None:
-            if len(tokens) >= _WORTH_SAVING:
-                self.host.add(self, np.array(tokens, np.int32), state, sequence.uses)
-            tokens = ()
         sequence.tokens = np.array(tokens, np.int32)
         sequence.busy = False
         sequence.last_used = time.monotonic()
@@ -270,7 +187,6 @@ class PrefixCache:
     def forget(self, sequence: Sequence) -> None:
         """Ends the work on a sequence of which nobody knows what it holds."""
         self._context.truncate(0, sequence.number)
-        self._take_back(sequence)
         self.release(sequence, ())
         sequence.uses = 0
 
@@ -283,37 +199,50 @@ class PrefixCache:
         return True
 
     def pack(self) -> list[NDArray[np.uint8] | None]:
-        """The states of the busy sequences, for `unpack`. Idle ones go to host memory."""
-        states: list[NDArray[np.uint8] | None] = []
-        for one in self.sequences:
-            state = self._take_back(one)
-            if one.busy and state is None:
-                state = self._context.save(one.number)
-            states.append(state)
-            if not one.busy and one.tokens.size:
-                self._evict(one)
-        return states
+        """What the sequences hold, for `unpack`."""
+        return [
+            self._context.save(one.number) if one.busy or one.tokens.size else None
+            for one in self.sequences
+        ]
 
     def unpack(
         self, context: Context, states: Iterable[NDArray[np.uint8] | None]
     ) -> list[Sequence]:
-        """Goes on in another context; returns the busy sequences that it has no room for."""
-        self._context = context
+        """Goes on in another context; returns the busy sequences that it has no room for.
+
+        Idle ones come after the busy, and are given up where there is no room.
+        """
+        old, self._context, self.swaps = self.sequences, context, 0
+        new = range(len(old), context.sequences)
+        self.sequences = (*old[: context.sequences], *map(Sequence, new))
         homeless = []
-        for one, state in zip(self.sequences, states, strict=True):
-            if state is not None and not context.restore(one.number, state):
-                self.forget(one)
+        pairs = zip(old, states, strict=True)
+        for one, state in sorted(pairs, key=lambda pair: not pair[0].busy):
+            if state is None:
+                continue
+            if one.number < context.sequences and context.restore(one.number, state):
+                continue
+            if one.busy:
                 homeless.append(one)
+            elif one.tokens.size >= _WORTH_SAVING:
+                self._to_host(one, state)
+            if one.number < context.sequences:
+                self.forget(one)
         return homeless
 
     def _evict(self, sequence: Sequence) -> None:
-        kept = self._kept_by_others(sequence)
-        if sequence.tokens.size - kept >= _WORTH_SAVING and self.host.limit_bytes:
-            state = self._context.save(sequence.number)
-            if state.nbytes <= self.host.limit_bytes:
-                self.host.add(self, sequence.tokens, state, sequence.uses)
+        self._save(sequence, sequence.tokens.size - self._kept_by_others(sequence))
         self.counters.evictions += 1
         self.forget(sequence)
+
+    def _save(self, sequence: Sequence, loss: int) -> None:
+        """Puts an idle sequence into host memory, if losing so many tokens is worth that."""
+        if loss >= _WORTH_SAVING and self.host.limit_bytes:
+            self._to_host(sequence, self._context.save(sequence.number))
+
+    def _to_host(self, sequence: Sequence, state: NDArray[np.uint8]) -> None:
+        if state.nbytes <= self.host.limit_bytes:
+            self.host.add(self, sequence.tokens, state, sequence.uses)
 
     def _best(self, wanted: Ids) -> tuple[Sequence, int]:
         """The sequence that holds the most of ``wanted``, and how much."""
@@ -340,6 +269,7 @@ class PrefixCache:
                 target.tokens, target.uses = snapshot.tokens, snapshot.uses
                 target.last_used = time.monotonic()
                 self.counters.restores += 1
+                self.swaps += 1
                 return
             if not self.evict():
                 break

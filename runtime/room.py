@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
+from heapq import nlargest
 
 from tierwise.runtime.context import KVType
 from tierwise.runtime.drafting import Drafter
@@ -16,6 +17,7 @@ from tierwise.runtime.memory import predict_memory
 from tierwise.runtime.prefix_cache import HostCache
 from tierwise.runtime.profile import load_profile
 from tierwise.runtime.resources import ResourceProbe, Resources
+from tierwise.runtime.scheduler import REPLIES
 from tierwise.runtime.vocabulary import usable_file
 
 log = logging.getLogger("tierwise.pool")
@@ -56,9 +58,9 @@ class Room:
         self._kv_type: KVType = kv_type
         self._prefix_bytes = prefix_bytes
 
-    def predict(self, tier: Tier, n_ctx: int) -> int:
+    def predict(self, tier: Tier, n_ctx: int, slots: int = 1) -> int:
         path = usable_file(self._family, tier)
-        return predict_memory(path, n_ctx, kv_type=self._kv_type).total_bytes
+        return predict_memory(path, n_ctx, kv_type=self._kv_type, slots=slots).total_bytes
 
     def drafter(self, tier: Tier, threads: int) -> Drafter:
         """What drafts for the tier, as its profile says that it pays."""
@@ -92,8 +94,13 @@ class Room:
             return free
         return min(free, cap - sum(e.bytes for e in self.entries.values() if e not in freed))
 
+    def spare(self, freed: Collection[Entry]) -> int:
+        """Bytes that entries other than ``freed`` could give without being unloaded."""
+        return sum(e.spare_bytes for e in self.entries.values() if e not in freed)
+
     def make(self, tier: Tier, n_ctx: int, need: int, cap: int | None) -> list[str]:
-        """Unloads idle tiers until ``need`` bytes fit; none if they cannot be made to fit.
+        """Takes slots from idle tiers, unloads idle tiers, and takes slots from busy ones, until
+        ``need`` bytes fit; none of it if they cannot be made to fit.
 
         What a tier was predicted to need is taken as freed, without asking the probe again:
         Linux keeps freed pages in per-processor lists (vm.percpu_pagelist_high_fraction), and
@@ -106,48 +113,74 @@ class Room:
                 own = self.entries.get(tier.name)
                 extra = need - (own.bytes if own is not None else 0)
                 idle = [e for e in self.entries.values() if not e.holders and e is not own]
-                if extra > self.free(resources, idle, cap):
+                kept = idle if own is None else [*idle, own]
+                if extra > self.free(resources, idle, cap) + self.spare(kept):
                     raise self._out_of_memory(tier, n_ctx, need, resources, cap)
                 if extra <= self.free(resources, (), cap):
                     if extra > self.free(resources, (), None) - self.host.bytes:
                         self.host.clear()
                     return events
-                victim = min(idle, key=lambda entry: (entry.last_used, -entry.bytes))
-                del self.entries[victim.name]
-            victim.tier.close()
-            resources = replace(
-                resources,
-                available_bytes=resources.available_bytes + victim.bytes,
-            )
-            events.append(f"unloaded {victim} to make room")
-            log.info(events[-1])
+                busy = [e for e in self.entries.values() if e is not own and e.spare_bytes]
+                victim = min(idle or busy, key=_first_to_go)
+                freed = victim.spare_bytes or victim.bytes
+            events += self._take(victim)
+            resources = replace(resources, available_bytes=resources.available_bytes + freed)
 
-    def widest(self, entry: Entry, tier: Tier, wanted: int, cap: int | None) -> int:
-        """The context, of ``wanted`` tokens halved as often as need be, that an entry may have."""
-        if wanted <= entry.tier.n_ctx:
-            return entry.tier.n_ctx
+    def _take(self, victim: Entry) -> list[str]:
+        """Takes its slots from a tier; if it has but one, unloads it."""
+        if victim.spare_bytes:
+            victim.tier.engine.grow_soon(victim.tier.n_ctx, 1).result()
+            with self._changed:
+                victim.bytes = victim.least_bytes
+            return []
+        with self._changed:
+            event = f"unloaded {victim} to make room"
+            del self.entries[victim.name]
+        victim.tier.close()
+        log.info(event)
+        return [event]
+
+    def size_wanted(self, entry: Entry, tier: Tier, cap: int | None) -> tuple[int, int]:
+        """Tokens and slots that the leases of an entry could use, as far as there is memory.
+
+        Where calls are kept apart, a slot for each, and for each of the conversations that take
+        turns; else as many tokens as the calls expect together.
+        """
+        engine = entry.tier.engine
+        if engine.apart:
+            slots = max(power_of_two(min(len(entry.holders), REPLIES)), engine.wanted_slots)
+            return engine.n_ctx, self.most_slots(entry, tier, engine.n_ctx, slots, cap)
+        wanted = power_of_two(sum(nlargest(REPLIES, entry.holders)))
+        fits = self._fits(entry, cap, lambda n_ctx: self.predict(tier, n_ctx))
+        return _halved(wanted, engine.n_ctx, fits), engine.slots
+
+    def most_slots(self, entry: Entry, tier: Tier, n_ctx: int, wanted: int, cap: int | None) -> int:
+        """The slots of ``n_ctx`` tokens, ``wanted`` halved as often as need be, that an entry may
+        have; one at least."""
+        fits = self._fits(entry, cap, lambda slots: self.predict(tier, n_ctx, slots))
+        return _halved(wanted, 1, fits)
+
+    def _fits(
+        self, entry: Entry, cap: int | None, predict: Callable[[int], int]
+    ) -> Callable[[int], bool]:
         free = self.free(self._probe(), (), cap)
-        try:
-            while self.predict(tier, wanted) - entry.bytes > free:
-                wanted //= 2
-                if wanted <= entry.tier.n_ctx:
-                    break
-        except TierwiseError:  # its file has gone since it was loaded
-            return entry.tier.n_ctx
-        return wanted
+        return lambda size: predict(size) - entry.bytes <= free
 
     def keep_to(self, tier: Tier, cap: int | None) -> None:
-        """Unloads other idle tiers while all together take more than ``cap``."""
+        """Takes slots from tiers and unloads other idle ones, while all together take more than
+        ``cap``."""
         while cap is not None:
             with self._changed:
                 total = sum(entry.bytes for entry in self.entries.values())
-                idle = [e for e in self.entries.values() if not e.holders and e.name != tier.name]
-                if total <= cap or not idle:
+                rest = [
+                    e
+                    for e in self.entries.values()
+                    if e.spare_bytes or (not e.holders and e.name != tier.name)
+                ]
+                if total <= cap or not rest:
                     return
-                victim = min(idle, key=lambda entry: (entry.last_used, -entry.bytes))
-                del self.entries[victim.name]
-            victim.tier.close()
-            log.info("unloaded %s to stay within %s", victim, megabytes(cap))
+                victim = min(rest, key=_first_to_go)
+            self._take(victim)
 
     def limit_host(self) -> None:
         """Holds the prefixes kept aside to what the tiers leave of the cap."""
@@ -171,3 +204,23 @@ class Room:
             f"and idle: {', '.join(idle) or 'none'}. Use a smaller tier or context, raise the "
             "memory budget, close other programs, or wait for the calls that run."
         )
+
+
+def _first_to_go(entry: Entry) -> tuple[object, ...]:
+    """By this order tiers lose memory: first slots, then all; idle ones first, the least recently
+    used first, and of those the largest."""
+    return not entry.spare_bytes, bool(entry.holders), entry.last_used, -entry.bytes
+
+
+def power_of_two(count: int) -> int:
+    """The next one from ``count`` on."""
+    return 1 << max(0, count - 1).bit_length()
+
+
+def _halved(wanted: int, least: int, fits: Callable[[int], bool]) -> int:
+    try:
+        while wanted > least and not fits(wanted):
+            wanted //= 2
+    except TierwiseError:  # the file has gone since it was loaded
+        return least
+    return max(wanted, least)

@@ -26,10 +26,10 @@ from tierwise.runtime.llama import Model
 from tierwise.runtime.prefix_cache import HostCache, Ids, PrefixCache, shared
 
 SEQUENCES = 16
-"""Of a context: replies in progress and prefixes kept for later."""
+"""Of a context with shared cells: replies in progress and prefixes kept for later."""
 
 REPLIES = 8
-"""Replies in progress at once; the other sequences keep prefixes."""
+"""Replies in progress at once, and most sequences that are kept apart."""
 
 OUTPUTS = 32
 """Most tokens of one batch whose logits are wanted: replies and their drafts."""
@@ -57,8 +57,9 @@ class Scheduler:
 
     Args:
         model: Freed at the end of `run`.
-        open_context: Opens a context of so many tokens, with `SEQUENCES` and `OUTPUTS`.
+        open_context: Opens a context of so many tokens and sequences, with `OUTPUTS`.
         n_ctx: Of the first context.
+        sequences: Of the first context; over shared cells that of all.
         host: Where cold prefixes go.
         drafter: Guesses at next tokens; not where wrong ones could not be taken back.
 
@@ -70,18 +71,19 @@ class Scheduler:
         self,
         model: Model,
         grammars: GrammarCompiler,
-        open_context: Callable[[int], Context],
+        open_context: Callable[[int, int], Context],
         n_ctx: int,
+        sequences: int,
         host: HostCache,
         drafter: Drafter,
     ) -> None:
         self._model = model
         self._grammars = grammars
         self._open_context = open_context
-        self._context = open_context(n_ctx)
+        self._context = open_context(n_ctx, sequences)
         self._drafter = drafter if self._context.divisible else Drafter()
         self.n_ctx = self._context.n_ctx
-        self.cache = PrefixCache(self._context, SEQUENCES, host)
+        self.cache = PrefixCache(self._context, host)
         self.counters = StepCounters()
         self._wake = threading.Condition()
         self._arrived: deque[Job] = deque()
@@ -89,8 +91,6 @@ class Scheduler:
         self._stopped = False
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
-        self._read_alone = False
-        """In the last step a prompt was read alone, for which others had made room."""
         self._crowded = False
         """The cells were used up: nobody joins until somebody has ended."""
 
@@ -170,27 +170,29 @@ class Scheduler:
             self._step()
         return True
 
-    def grow(self, n_ctx: int) -> None:
-        """Goes on in a larger context. To be run by `between`.
+    def grow(self, n_ctx: int, sequences: int) -> None:
+        """Goes on in a context of another size. To be run by `between`.
 
-        Replies in progress and cached prefixes are kept, the latter as far as host memory is
-        granted.
+        Replies in progress and cached prefixes are kept; what finds no room goes to host memory,
+        and replies begin again.
 
         Raises:
             OutOfMemoryError: It cannot be had; the old one goes on. Should that be gone too, all
                 ends as after `stop`.
         """
-        if n_ctx <= self.n_ctx:
+        n_ctx = max(n_ctx, self.n_ctx)
+        old = self.n_ctx, len(self.cache.sequences)
+        if (n_ctx, sequences) == old:
             return
         states = self.cache.pack()
         self._context.close()
         failure: TierwiseError | None = None
         try:
-            self._context = self._open_context(n_ctx)
+            self._context = self._open_context(n_ctx, sequences)
         except TierwiseError as error:
             failure = error
             try:
-                self._context = self._open_context(self.n_ctx)
+                self._context = self._open_context(*old)
             except TierwiseError:
                 self.stop()
                 raise
@@ -217,7 +219,8 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Lets waiting requests join, in order of arrival."""
-        while self._waiting and len(self._running) < REPLIES:
+        most = min(REPLIES, len(self.cache.sequences))
+        while self._waiting and len(self._running) < most:
             if self._crowded and self._running:
                 return
             job = self._waiting[0]
@@ -265,8 +268,6 @@ class Scheduler:
         """One batch: decode, then draw what comes next for everyone whose logits it gave."""
         chunks = self._plan()
         try:
-            if not all(self.cache.bring_back(job.sequence) for job, _ in chunks if job.sequence):
-                raise CacheFullError("no room for a sequence that had made room")
             rows = self._context.run([chunk for _, chunk in chunks])
         except CacheFullError:
             if not self.cache.evict():
@@ -291,16 +292,6 @@ class Scheduler:
         self._drafter.prepare([job.generation for job in self._running if job.generation], room)
         replying = [job for job in self._running if job.prefilled]
         reading = [job for job in self._running if not job.prefilled]
-        made_way, self._read_alone = self._read_alone and bool(replying), False
-        if made_way:
-            reading = []  # it is the others' turn
-        elif reading:
-            job = reading[0]
-            chunk = job.chunk(min(room, PREFILL_BESIDE_DECODE) if replying else room)
-            assert job.sequence is not None
-            if self.cache.clear_way(job.sequence, len(chunk.tokens)):
-                self._read_alone = True
-                return [(job, chunk)]
         for job in replying + reading:
             if replying and not job.prefilled:
                 room = min(room, PREFILL_BESIDE_DECODE)
@@ -309,7 +300,9 @@ class Scheduler:
                 chunks.append((job, chunk))
                 room -= len(chunk.tokens)
                 outputs -= chunk.outputs
-        return chunks
+        # Of sequences that are kept apart, llama.cpp computes neighbours together, in this order
+        # only (llama_batch_allocr::split_equal).
+        return sorted(chunks, key=lambda pair: pair[1].sequence)
 
     def _take(self, job: Job, chunk: Chunk, row: int) -> None:
         generation, sequence = job.generation, job.sequence

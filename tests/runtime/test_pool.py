@@ -17,6 +17,7 @@ import pytest
 from engine_calls import wait_until
 from tiny_models import CHATML, write_tiny_gguf
 
+from tierwise.runtime import loaded_tier, memory
 from tierwise.runtime.chat import Call, Message
 from tierwise.runtime.context import Context
 from tierwise.runtime.errors import (
@@ -300,43 +301,136 @@ def test_growth_without_memory_is_refused_and_harms_nobody(
 # --- What leases expect ---------------------------------------------------------------------------
 
 
-def widened(pool: Pool, name: str = "small") -> int:
-    """The context of a resident tier, once it does not grow any more."""
+def widened(pool: Pool, name: str = "small") -> tuple[int, int]:
+    """Tokens and slots of a resident tier, once it does not grow any more."""
     wait_until(lambda: not pool._room.entries[name].widening)
-    resident = pool.resident()[name]
-    assert resident.context_tokens == pool._room.entries[name].tier.n_ctx
-    return resident.context_tokens
+    engine = pool._room.entries[name].tier.engine
+    assert pool.resident()[name].context_tokens == engine.n_ctx
+    return engine.n_ctx, engine.slots
 
 
+def bytes_of(family: Family, context: int = 2048, slots: int = 1) -> int:
+    return predict_memory(family.path(family.tier("small")), context, slots=slots).total_bytes
+
+
+@pytest.fixture
+def shared_cells(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As for a model, or on a machine, whose calls are not kept apart."""
+    for module in (memory, loaded_tier):
+        monkeypatch.setattr(module, "keeps_apart", lambda _: False)
+    memory._predict.cache_clear()
+    yield
+    memory._predict.cache_clear()
+
+
+def test_a_tier_has_a_slot_for_each_of_its_leases(make_pool: MakePool, family: Family) -> None:
+    pool = make_pool()
+    with ExitStack() as held:
+        sizes = []
+        for _ in range(5):
+            held.enter_context(pool.acquire("small", context_tokens=1500))
+            sizes.append(widened(pool))
+        assert sizes == [(2048, slots) for slots in (1, 2, 4, 4, 8)]
+        assert pool.resident()["small"].bytes == bytes_of(family, slots=8)
+    with pool.acquire("small", context_tokens=3000) as lease:  # they do not go
+        assert widened(pool) == (4096, 8) and lease.tier.reply(CALL).usage.completion_tokens > 0
+        assert pool.resident()["small"].bytes == bytes_of(family, 4096, 8)
+
+
+def test_no_more_slots_than_can_be_answered_at_once(make_pool: MakePool) -> None:
+    pool = make_pool()
+    with ExitStack() as held:
+        for _ in range(40):
+            held.enter_context(pool.acquire("small", context_tokens=900))
+        wait_until(lambda: widened(pool) == (2048, 8))  # also for those that came while it grew
+        assert pool.resident()["small"].leases == 40
+
+
+def test_slots_come_as_far_as_memory_goes(make_pool: MakePool, family: Family) -> None:
+    pool = make_pool(memory_bytes=bytes_of(family, slots=2) + 1)
+    with ExitStack() as held:
+        for _ in range(4):
+            held.enter_context(pool.acquire("small", context_tokens=2000))
+        assert widened(pool) == (2048, 2)  # four were wanted
+        assert pool.resident()["small"].bytes == bytes_of(family, slots=2)
+    with pytest.raises(OutOfMemoryError):
+        pool.acquire("small", context_tokens=8000)
+    longer = make_pool(memory_bytes=bytes_of(family, 4096) + 1)
+    longer.acquire("small", context_tokens=10).release()
+    with longer.acquire("small", context_tokens=4000):
+        assert widened(longer) == (4096, 1)
+
+
+def test_slots_give_way_to_another_tier(make_pool: MakePool, family: Family) -> None:
+    """Idle or at work, a tier with slots to spare is no reason to unload one or to refuse one."""
+    need = needs(family)
+    pool = make_pool(memory_bytes=need["small"] + need["large"] + 1)
+    with ExitStack() as held:
+        leases = [held.enter_context(pool.acquire("small", context_tokens=9)) for _ in range(8)]
+        assert widened(pool)[1] > 1
+        calls = [lease.tier.stream(replace(CALL, max_tokens=200)) for lease in leases]
+        fits, _ = pool.fits("large", 10, plenty())
+        assert fits
+        with pool.acquire("large", context_tokens=10) as large:
+            assert not any("unloaded" in event for event in large.events)
+            assert widened(pool) == (2048, 1)
+            assert {name: tier.bytes for name, tier in pool.resident().items()} == {
+                name: need[name] for name in ("small", "large")
+            }
+            assert {call.reply().usage.completion_tokens > 0 for call in calls} == {True}
+    pool.acquire("small", context_tokens=9, memory_bytes=need["small"]).release()
+    assert set(pool.resident()) == {"small"}
+
+
+def test_conversations_that_take_turns_get_a_slot_each(make_pool: MakePool) -> None:
+    pool = make_pool()
+    texts = ["a thing ", "the weather ", "hello Paris "]
+    for _ in range(6):
+        for text in texts:
+            call = Call((Message("user", text * 40),), max_tokens=4)
+            with pool.acquire("small", context_tokens=600) as lease:
+                lease.tier.reply(call)
+        widened(pool)
+    assert widened(pool) == (2048, 4)
+    restores = lease.tier.engine.metrics().restores
+    for text in texts:
+        with pool.acquire("small", context_tokens=600) as lease:
+            lease.tier.reply(Call((Message("user", text * 40),), max_tokens=4))
+    assert lease.tier.engine.metrics().restores == restores
+
+
+@pytest.mark.usefixtures("shared_cells")
 def test_a_context_widens_to_what_its_leases_expect(make_pool: MakePool, family: Family) -> None:
     pool = make_pool()
     with ExitStack() as held:
         sizes = []
         for _ in range(4):
             held.enter_context(pool.acquire("small", context_tokens=1500, expected_tokens=1400))
-            sizes.append(widened(pool))
+            sizes.append(widened(pool)[0])
         assert sizes == [2048, 4096, 8192, 8192]
         assert pool.resident()["small"].bytes == needs(family, 8192)["small"]
     with pool.acquire("small", context_tokens=10) as lease:
         assert lease.tier.n_ctx == 8192  # it does not shrink
 
 
+@pytest.mark.usefixtures("shared_cells")
 def test_no_more_is_expected_than_can_be_answered_at_once(make_pool: MakePool) -> None:
     pool = make_pool()
     with ExitStack() as held:
         for _ in range(40):
             held.enter_context(pool.acquire("small", context_tokens=900))
-        wait_until(lambda: widened(pool) == 8192)  # also for those that came while it grew
+        wait_until(lambda: widened(pool)[0] == 8192)  # also for those that came while it grew
         assert pool.resident()["small"].leases == 40  # eight replies of 900 count, not forty
 
 
+@pytest.mark.usefixtures("shared_cells")
 def test_a_context_widens_as_far_as_memory_goes(make_pool: MakePool, family: Family) -> None:
     pool = make_pool(memory_bytes=needs(family, 4096)["small"] + 1)
     with (
         pool.acquire("small", context_tokens=2000),
         pool.acquire("small", context_tokens=2000, expected_tokens=5000),
     ):
-        assert widened(pool) == 4096  # 8,192 were expected
+        assert widened(pool)[0] == 4096  # 8,192 were expected
         assert pool.resident()["small"].bytes == needs(family, 4096)["small"]
 
 
@@ -348,14 +442,14 @@ def test_widening_that_fails_is_told_and_taken_back(
         scheduler = lease.tier.engine._scheduler
         real = scheduler._open_context
 
-        def open_context(n_ctx: int) -> Context:
-            if n_ctx > 2048:
+        def open_context(n_ctx: int, sequences: int) -> Context:
+            if sequences > 1:
                 raise OutOfMemoryError("the machine is full")
-            return real(n_ctx)
+            return real(n_ctx, sequences)
 
         scheduler._open_context = open_context
         with pool.acquire("small", context_tokens=2000):
-            assert widened(pool) == 2048
+            assert widened(pool) == (2048, 1)
             assert pool.resident()["small"].bytes == needs(family)["small"]
             assert "small keeps its context: the machine is full" in caplog.text
             assert lease.tier.reply(CALL).usage.completion_tokens > 0
@@ -367,7 +461,7 @@ def test_a_resident_tier_needs_its_file_no_more(make_pool: MakePool, family: Fam
         family.path("small").unlink()
         with pool.acquire("small", context_tokens=2000) as lease:
             assert lease.tier.reply(CALL).usage.completion_tokens > 0
-        assert widened(pool) == 2048
+        assert widened(pool) == (2048, 1)
 
 
 def test_a_lease_can_be_had_without_waiting_or_not_at_all(make_pool: MakePool) -> None:
@@ -381,7 +475,7 @@ def test_a_lease_can_be_had_without_waiting_or_not_at_all(make_pool: MakePool) -
     second = pool.try_acquire("small", context_tokens=10, expected_tokens=2000)
     assert first is not None and second is not None
     assert not first.cold and pool.resident()["small"].leases == 2
-    assert widened(pool) == 4096
+    assert widened(pool) == (2048, 2)
     first.release()
     second.release()
     pool.close()

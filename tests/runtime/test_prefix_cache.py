@@ -25,14 +25,18 @@ def ids(*parts: int | tuple[int, int]) -> Ids:
 
 
 class Scene:
-    """Four sequences over 1,024 cells, and a context of its own to compare with."""
+    """Four sequences over 1,024 cells, or with 512 each, and another context to compare with."""
 
-    def __init__(self, path: Path, host: HostCache) -> None:
+    def __init__(self, path: Path, host: HostCache, *, apart: bool) -> None:
         self.model = Model(path)
-        self.context = Context(self.model, 1024, threads=1, sequences=4)
+        self.apart = apart
+        self.context = self.open(512 if apart else 1024)
         self.judge = Context(self.model, 1024, threads=1)
         self.host = host
-        self.cache = PrefixCache(self.context, 4, host)
+        self.cache = PrefixCache(self.context, host)
+
+    def open(self, n_ctx: int, sequences: int = 4) -> Context:
+        return Context(self.model, n_ctx, threads=1, sequences=sequences, apart=self.apart)
 
     def read(self, prompt: Ids) -> tuple[Sequence, int]:
         """Opens a sequence, reads the rest of the prompt, and checks what the model makes of it."""
@@ -67,8 +71,8 @@ class Scene:
 def make_scene(tiny_gguf: Path) -> Iterator[Callable[..., Scene]]:
     scenes: list[Scene] = []
 
-    def make(path: Path = tiny_gguf, host_bytes: int = 0) -> Scene:
-        scenes.append(Scene(path, HostCache(host_bytes)))
+    def make(path: Path = tiny_gguf, host_bytes: int = 0, apart: bool = False) -> Scene:
+        scenes.append(Scene(path, HostCache(host_bytes), apart=apart))
         return scenes[-1]
 
     yield make
@@ -76,9 +80,14 @@ def make_scene(tiny_gguf: Path) -> Iterator[Callable[..., Scene]]:
         scene.close()
 
 
+@pytest.fixture(params=[False, True], ids=["shared cells", "apart"])
+def apart(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
 @pytest.fixture
-def scene(make_scene: Callable[..., Scene]) -> Scene:
-    return make_scene()
+def scene(make_scene: Callable[..., Scene], apart: bool) -> Scene:
+    return make_scene(apart=apart)
 
 
 Make = Callable[..., Scene]
@@ -199,8 +208,8 @@ def test_a_forgotten_sequence_is_empty(scene: Scene) -> None:
 # --- Host memory ----------------------------------------------------------------------------------
 
 
-def test_a_cold_prefix_comes_back_from_host_memory(make_scene: Make) -> None:
-    scene = make_scene(host_bytes=A_LOT)
+def test_a_cold_prefix_comes_back_from_host_memory(make_scene: Make, apart: bool) -> None:
+    scene = make_scene(host_bytes=A_LOT, apart=apart)
     prompt = ids((5, 300), (6, 100))
     scene.use(prompt)
     assert scene.host.bytes == 0
@@ -212,8 +221,8 @@ def test_a_cold_prefix_comes_back_from_host_memory(make_scene: Make) -> None:
     assert scene.host.bytes == 0 and scene.cache.counters.restores == 1
 
 
-def test_a_part_of_a_cold_prefix_serves_too(make_scene: Make) -> None:
-    scene = make_scene(host_bytes=A_LOT)
+def test_a_part_of_a_cold_prefix_serves_too(make_scene: Make, apart: bool) -> None:
+    scene = make_scene(host_bytes=A_LOT, apart=apart)
     scene.use(ids((5, 300), (6, 100)))
     scene.cache.evict()
     assert scene.use(ids((5, 300), (9, 50))) == 300
@@ -297,17 +306,27 @@ def test_a_state_that_finds_no_room_harms_nobody(make_scene: Make) -> None:
     assert scene.host.bytes == before and scene.cache.counters.restores == 0
 
 
+def test_what_the_only_idle_sequence_held_waits_in_host_memory(make_scene: Make) -> None:
+    scene = make_scene(host_bytes=A_LOT, apart=True)
+    scene.use(ids((5, 50), (6, 100)))
+    for token in (7, 8, 9):
+        scene.read(ids((token, 10)))
+    assert scene.use(ids((5, 50), (4, 100))) == 50
+    assert scene.use(ids((5, 50), (6, 100), 7)) == 150
+    assert scene.cache.swaps == 1
+
+
 # --- Another context ------------------------------------------------------------------------------
 
 
 def test_work_goes_on_in_a_larger_context(make_scene: Make) -> None:
-    scene = make_scene(host_bytes=A_LOT)
+    scene = make_scene()
     scene.use(ids((5, 200)))
     sequence, _ = scene.read(ids((6, 300)))
     scene.cache.filled(sequence, ids((6, 300)))
     states = scene.cache.pack()
     scene.context.close()
-    scene.context = Context(scene.model, 2048, threads=1, sequences=4)
+    scene.context = scene.open(2048)
     assert scene.cache.unpack(scene.context, states) == []
     assert sequence.busy
     scene.cache.release(sequence, ids((6, 300)).tolist())
@@ -315,12 +334,32 @@ def test_work_goes_on_in_a_larger_context(make_scene: Make) -> None:
     assert scene.use(ids((5, 200), 7)) == 200
 
 
+@pytest.mark.parametrize("sequences", [2, 7])
+def test_work_goes_on_in_a_context_with_other_sequences(make_scene: Make, sequences: int) -> None:
+    scene = make_scene(host_bytes=A_LOT, apart=True)
+    for token in (5, 6, 7):
+        scene.use(ids((token, 200)))
+    last, _ = scene.read(ids((8, 300)))
+    scene.cache.filled(last, ids((8, 300)))
+    states = scene.cache.pack()
+    scene.context.close()
+    scene.context = scene.open(1024, sequences)
+    assert scene.cache.unpack(scene.context, states) == ([] if sequences == 7 else [last])
+    assert len(scene.cache.sequences) == sequences
+    if sequences == 7:
+        scene.cache.release(last, ids((8, 300)).tolist())
+        assert scene.use(ids((8, 300), 4)) == 300
+    for token in (5, 6, 7):  # the idle ones that were left over wait in host memory
+        assert scene.use(ids((token, 200), 4)) == 200
+    assert scene.cache.counters.restores == (0 if sequences == 7 else 1)
+
+
 def test_what_finds_no_room_in_another_context_is_named(make_scene: Make) -> None:
     scene = make_scene()
     busy = [scene.read(ids((token, 400)))[0] for token in (5, 6)]
     states = scene.cache.pack()
     scene.context.close()
-    scene.context = Context(scene.model, 512, threads=1, sequences=4)
+    scene.context = scene.open(512)
     assert scene.cache.unpack(scene.context, states) == [busy[1]]
     assert busy[0].busy and not busy[1].busy and not busy[1].tokens.size
 

@@ -16,7 +16,6 @@ from engine_calls import all_free, answer, ask, start, wait_until
 from tiny_mamba import write_tiny_mamba
 from tiny_models import write_scripted_gguf, write_tiny_gguf
 
-from tierwise.runtime import prefix_cache
 from tierwise.runtime.context import Chunk, Context
 from tierwise.runtime.engine import Engine
 from tierwise.runtime.errors import (
@@ -30,7 +29,7 @@ from tierwise.runtime.generation import Delta, Generation, GenerationRequest
 from tierwise.runtime.grammar import Constraint, GrammarCompiler
 from tierwise.runtime.job import Job
 from tierwise.runtime.llama import Model
-from tierwise.runtime.prefix_cache import HostCache, PrefixCache, Sequence
+from tierwise.runtime.prefix_cache import HostCache, Sequence
 from tierwise.runtime.scheduler import REPLIES, SEQUENCES
 from tierwise.runtime.stream import Mailbox
 
@@ -75,11 +74,15 @@ def open_engine(scripted: Path) -> Iterator[Open]:
         engine.close()
 
 
+LAYOUTS = pytest.mark.parametrize("slots", [None, 4], ids=["shared cells", "apart"])
+"""Of the context's cells; four requests at once where each has its own."""
+
 # --- Joining and leaving --------------------------------------------------------------------------
 
 
-def test_replies_of_one_batch_are_those_of_each_alone(open_engine: Open) -> None:
-    engine = open_engine()
+@LAYOUTS
+def test_replies_of_one_batch_are_those_of_each_alone(open_engine: Open, slots: int | None) -> None:
+    engine = open_engine(slots=slots)
     rng = random.Random(1)
     texts = [f"{rng.random()} {rng.choice(KEYS)} {'x' * rng.randrange(200)}" for _ in range(40)]
     streams = [start(engine, text) for text in texts]
@@ -87,14 +90,17 @@ def test_replies_of_one_batch_are_those_of_each_alone(open_engine: Open) -> None
         assert stream.result().text == SCRIPT[text.split()[1] if "KEY" in text else ""]
     metrics = engine.metrics()
     assert metrics.requests == 40 and all_free(engine)
-    # Eight replies a step; alone each would take as many steps as it has tokens.
-    assert metrics.steps < metrics.tokens / 4
+    # Many replies a step; alone each would take as many steps as it has tokens.
+    assert metrics.steps < metrics.tokens / (slots or REPLIES) * 2
 
 
-def test_replies_of_random_weights_are_those_of_each_alone(open_engine: Open, chatty: Path) -> None:
+@LAYOUTS
+def test_replies_of_random_weights_are_those_of_each_alone(
+    open_engine: Open, chatty: Path, slots: int | None
+) -> None:
     texts = [f"{index} tell me" for index in range(10)]
     alone = [answer(open_engine(chatty, n_ctx=512), text, max_tokens=24) for text in texts]
-    engine = open_engine(chatty)
+    engine = open_engine(chatty, slots=slots)
     streams = [start(engine, text, max_tokens=24) for text in texts]
     same = sum(
         stream.result().text == expected for stream, expected in zip(streams, alone, strict=True)
@@ -102,8 +108,11 @@ def test_replies_of_random_weights_are_those_of_each_alone(open_engine: Open, ch
     assert same >= 9  # batches of another size round differently, and a tie may fall differently
 
 
-def test_a_short_request_that_comes_late_ends_first(open_engine: Open, chatty: Path) -> None:
-    engine = open_engine(chatty)
+@LAYOUTS
+def test_a_short_request_that_comes_late_ends_first(
+    open_engine: Open, chatty: Path, slots: int | None
+) -> None:
+    engine = open_engine(chatty, slots=slots)
     long = start(engine, "long", constraint=ENDLESS, max_tokens=3000)
     next(iterator := iter(long))
     short = start(engine, "short", max_tokens=3).result()
@@ -126,13 +135,11 @@ def held_still(engine: Engine) -> Iterator[None]:
         go.set()
 
 
-@pytest.mark.parametrize("crowd", [1024, 8])
+@LAYOUTS
 def test_a_long_prompt_does_not_hold_up_replies(
-    open_engine: Open, chatty: Path, monkeypatch: pytest.MonkeyPatch, crowd: int
+    open_engine: Open, chatty: Path, slots: int | None
 ) -> None:
-    """Neither where both share the cells, nor where the reply makes way for each part."""
-    monkeypatch.setattr(prefix_cache, "_CROWD", crowd)
-    engine = open_engine(chatty, host=HostCache(20_000_000))
+    engine = open_engine(chatty, slots=slots)
     reply = iter(start(engine, "talk", constraint=ENDLESS, max_tokens=2000))
     next(reply)
     prompt = ask(engine, "x" * 2000, max_tokens=1)
@@ -167,8 +174,9 @@ def test_prompts_alone_are_read_in_large_parts(open_engine: Open, chatty: Path) 
     assert engine.metrics().steps == 4  # of 512
 
 
-def test_requests_are_answered_in_order_of_arrival(open_engine: Open) -> None:
-    engine = open_engine()
+@LAYOUTS
+def test_requests_are_answered_in_order_of_arrival(open_engine: Open, slots: int | None) -> None:
+    engine = open_engine(slots=slots)
     streams = [start(engine, f"{index} KEYA") for index in range(3 * REPLIES)]
     began = []
     for stream in streams:
@@ -277,39 +285,6 @@ def test_a_tiny_context_with_host_memory_still_gives_right_replies(open_engine: 
     assert engine.metrics().restores > 0 and engine.metrics().preemptions > 0
 
 
-def test_replies_make_way_for_prompts_and_go_on(
-    open_engine: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Past a crowd of cells a prompt is read alone; those that made room lose nothing by it."""
-    monkeypatch.setattr(prefix_cache, "_CROWD", 64)
-    moved = []
-    real = PrefixCache._put_aside
-    monkeypatch.setattr(
-        PrefixCache, "_put_aside", lambda self, one: (moved.append(one), real(self, one))[1]
-    )
-    engine = open_engine(n_ctx=4096, host=HostCache(20_000_000))
-    rng = random.Random(7)
-    for _ in range(4):
-        texts = [f"{rng.random()} {rng.choice(KEYS[1:])} {'z' * 150}" for _ in range(12)]
-        streams = [start(engine, text) for text in texts]
-        streams[3].close()  # perhaps while it has made room
-        for index, (text, stream) in enumerate(zip(texts, streams, strict=True)):
-            if index != 3:
-                assert stream.result().text == SCRIPT[text.split()[1]]
-    assert len(moved) > 20 and all_free(engine)
-    assert engine.host._lent == 0
-
-
-def test_nobody_makes_way_where_host_memory_is_short(
-    open_engine: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(prefix_cache, "_CROWD", 64)
-    monkeypatch.setattr(PrefixCache, "_put_aside", lambda *_: pytest.fail("there is no room"))
-    engine = open_engine(host=HostCache(1000))
-    streams = [start(engine, f"{index} KEYA {'z' * 150}") for index in range(8)]
-    assert {stream.result().text for stream in streams} == {SCRIPT["KEYA"]}
-
-
 # --- Who is let in --------------------------------------------------------------------------------
 
 
@@ -365,8 +340,9 @@ def test_senseless_prompts_are_refused_at_once(open_engine: Open, prompt: tuple[
 # --- The prefix cache -----------------------------------------------------------------------------
 
 
-def test_twenty_agents_read_their_common_prompt_once(open_engine: Open) -> None:
-    engine = open_engine()
+@LAYOUTS
+def test_twenty_agents_read_their_common_prompt_once(open_engine: Open, slots: int | None) -> None:
+    engine = open_engine(slots=slots)
     system = "s" * 1000
     texts = [f"{system} {index} {KEYS[1 + index % 4]}" for index in range(20)]
     prompts = [len(ask(engine, text).prompt) for text in texts]
@@ -401,8 +377,11 @@ def test_six_conversations_over_one_prompt_take_turns(open_engine: Open) -> None
             talks[index] = (*talks[index], *said, *engine.model.tokenize(more))
 
 
-def test_a_request_that_failed_leaves_nothing_wrong_behind(open_engine: Open) -> None:
-    engine = open_engine()
+@LAYOUTS
+def test_a_request_that_failed_leaves_nothing_wrong_behind(
+    open_engine: Open, slots: int | None
+) -> None:
+    engine = open_engine(slots=slots)
     for _ in range(3):
         with start(engine, f"{'z' * 600} KEYA") as stream:
             next(iter(stream))
@@ -411,8 +390,11 @@ def test_a_request_that_failed_leaves_nothing_wrong_behind(open_engine: Open) ->
     assert done.text == SCRIPT["KEYB"] and done.usage.cached_tokens >= 600
 
 
-def test_a_sequence_whose_reply_broke_off_is_not_trusted(open_engine: Open) -> None:
-    engine = open_engine()
+@LAYOUTS
+def test_a_sequence_whose_reply_broke_off_is_not_trusted(
+    open_engine: Open, slots: int | None
+) -> None:
+    engine = open_engine(slots=slots)
     request = ask(engine, f"{'z' * 100} KEYA")
     with held_still(engine):
         stream = engine.submit(request)
@@ -431,8 +413,11 @@ def test_a_sequence_whose_reply_broke_off_is_not_trusted(open_engine: Open) -> N
     assert engine.submit(request).result().text == SCRIPT["KEYA"]
 
 
-def test_cold_prefixes_come_back_with_the_same_replies(open_engine: Open) -> None:
-    engine = open_engine(n_ctx=1024, host=HostCache(20_000_000))
+@LAYOUTS
+def test_cold_prefixes_come_back_with_the_same_replies(
+    open_engine: Open, slots: int | None
+) -> None:
+    engine = open_engine(n_ctx=1024, slots=slots, host=HostCache(20_000_000))
     texts = [f"{str(index) * 300} {KEYS[1 + index % 4]}" for index in range(8)]
     for _ in range(2):
         assert [answer(engine, text) for text in texts] == [SCRIPT[t.split()[1]] for t in texts]
@@ -474,15 +459,45 @@ def test_growing_in_the_middle_of_replies(open_engine: Open) -> None:
     assert start(engine, "x" * 3000 + " KEYA").result().text == SCRIPT["KEYA"]
 
 
+def test_slots_come_and_go_in_the_middle_of_replies(open_engine: Open) -> None:
+    engine = open_engine(n_ctx=512, slots=1, host=HostCache(10**8))
+    assert answer(engine, f"{'k' * 200} KEYC") == SCRIPT["KEYC"]
+    streams = [start(engine, f"{index} {KEYS[1 + index % 4]}") for index in range(24)]
+    next(iter_0 := iter(streams[0]))
+    for n_ctx, slots in ((512, 2), (512, 8), (1024, 8), (1024, 3)):
+        engine.grow_soon(n_ctx, slots).result(60)
+        assert (engine.n_ctx, engine.slots) == (n_ctx, slots)
+    assert SCRIPT["KEYA"].endswith("".join(delta.text for delta in iter_0))
+    for index, stream in enumerate(streams[1:], 1):
+        assert stream.result().text == SCRIPT[KEYS[1 + index % 4]]
+    done = start(engine, f"{'k' * 200} KEYD").result()
+    assert done.text == SCRIPT["KEYD"] and done.usage.cached_tokens >= 200
+
+
+def test_one_slot_answers_one_after_the_other_and_loses_no_prefix(open_engine: Open) -> None:
+    engine = open_engine(n_ctx=1024, slots=1, host=HostCache(10**8))
+    talks = [f"{'s' * 300} {str(index) * 100}" for index in range(4)]
+    for turn, key in enumerate(("KEYA", "KEYB")):
+        streams = [start(engine, f"{talk} {key}") for talk in talks]
+        replies = [stream.result() for stream in streams]
+        assert {reply.text for reply in replies} == {SCRIPT[key]}
+        assert engine.metrics().active <= 1
+        cached = [reply.usage.cached_tokens for reply in replies]
+        assert min(cached[1:]) >= (400 if turn else 300)
+    assert engine.wanted_slots == 2
+    engine.grow_soon(1024, 2).result(60)
+    assert engine.slots == engine.wanted_slots == 2
+
+
 def limit_memory(engine: Engine, most: int) -> None:
     """As if the machine had no room for larger contexts. (To let llama.cpp find out by itself
     would take all the memory of the machine that runs the test.)"""
     real = engine._scheduler._open_context
 
-    def open_context(n_ctx: int) -> Context:
+    def open_context(n_ctx: int, sequences: int) -> Context:
         if n_ctx > most:
             raise OutOfMemoryError(f"no room for a context of {n_ctx} tokens")
-        return real(n_ctx)
+        return real(n_ctx, sequences)
 
     engine._scheduler._open_context = open_context
 
