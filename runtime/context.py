@@ -6,8 +6,7 @@ import ctypes
 import platform
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import llama_cpp as lib
 import numpy as np
@@ -44,8 +43,7 @@ _NO_SLOT = 1
 """llama_decode's code for a KV cache without enough free cells; it is then left as it was."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Tokens of one sequence that go through the model in one batch with others.
 
     Args:
@@ -186,15 +184,21 @@ class Context:
         handle = self.handle  # before anything is written into buffers that `close` frees
         rows: list[int] = []
         end = 0
-        for chunk in chunks:
-            start, end = end, end + len(chunk.tokens)
-            self._tokens[start:end] = chunk.tokens
-            self._positions[start:end] = np.arange(chunk.position, chunk.position + end - start)
-            self._wanted[start:end] = 0
-            self._wanted[end - chunk.outputs : end] = 1
-            for index in range(start, end):
-                self._sequences[index][0] = chunk.sequence
-            rows.append(end - chunk.outputs)
+        for sequence, position, tokens, outputs in chunks:
+            start, end = end, end + len(tokens)
+            if end - start == 1:  # a reply's next token: numpy is slow with slices of one
+                self._tokens[start] = tokens[0]
+                self._positions[start] = position
+                self._wanted[start] = outputs
+                self._sequences[start][0] = sequence
+            else:
+                self._tokens[start:end] = tokens
+                self._positions[start:end] = range(position, position + end - start)
+                self._wanted[start:end] = 0
+                self._wanted[end - outputs : end] = 1
+                for index in range(start, end):
+                    self._sequences[index][0] = sequence
+            rows.append(end - outputs)
         self._batch.n_tokens = end
         code = lib.llama_decode(handle, self._batch)
         if code == _NO_SLOT:

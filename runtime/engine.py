@@ -25,7 +25,6 @@ from tierwise.runtime.errors import (
     ConfigError,
     EngineBusyError,
     EngineClosedError,
-    EngineError,
 )
 from tierwise.runtime.generation import GenerationRequest
 from tierwise.runtime.grammar import GrammarCompiler
@@ -33,7 +32,7 @@ from tierwise.runtime.job import Job
 from tierwise.runtime.llama import Model
 from tierwise.runtime.prefix_cache import HostCache
 from tierwise.runtime.scheduler import OUTPUTS, REPLIES, SEQUENCES, Scheduler
-from tierwise.runtime.stream import GenerationStream
+from tierwise.runtime.stream import GenerationStream, forked_error
 
 MAX_WAITING = 1024
 """Requests that may wait for one model; further ones are refused."""
@@ -165,7 +164,7 @@ class Engine:
                 f"{request.prompt[:8]}{'...' if prompt.size > 8 else ''}"
             )
         if request.constraint is not None:
-            self.grammars.matcher(request.constraint.lark)  # compiled here, in the caller's thread
+            self.grammars.compile(request.constraint.lark)  # here, in the caller's thread
         stream = GenerationStream(request, self)
         job = Job(request, stream.mailbox, stream.submitted, prompt)
         with self._lock:
@@ -204,6 +203,11 @@ class Engine:
         same = self.model.tokens_sha256 == smaller.model.tokens_sha256
         self.drafter.smaller = DraftEngine(smaller) if same else None
         return same
+
+    @property
+    def alive(self) -> bool:
+        """Whether it takes requests: false after `close`, and after an error of its own."""
+        return not self._scheduler.stopped
 
     @property
     def busy(self) -> bool:
@@ -261,11 +265,7 @@ class Engine:
 
     def _check_process(self) -> None:
         if os.getpid() != self._process:
-            raise EngineError(
-                f"the model {self.model.path.name!r} was loaded before this process was forked, "
-                "and llama.cpp's threads do not come along. Load models after the fork (make a "
-                "new ChatTierwise in the child), or start processes with 'spawn'."
-            )
+            raise forked_error(f"the model {self.model.path.name!r} was loaded")
 
     def __enter__(self) -> Self:
         return self

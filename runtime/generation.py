@@ -121,6 +121,9 @@ class Generation:
         """
         draft, self.draft = self.draft, []
         self.read = len(self.tokens)
+        if not draft:
+            self._choose(context, row)
+            return
         while self.finish_reason is None:
             self._choose(context, row)
             new = self.tokens[self.read :]
@@ -172,10 +175,11 @@ class Generation:
         """Draws one token, and adds it with what the grammar forces after it."""
         if self._ended():
             return
+        logits = context.logits(row)
         alternatives = self._request.sampling.logprobs
-        raw = None if alternatives is None else context.logits(row).copy()
-        token = self._sampler.draw(context, row, self._matcher)
-        self._confidence = min(self._confidence, margin(context.logits(row)))
+        raw = None if alternatives is None else logits.copy()
+        token = self._sampler.draw(context, row, logits, self._matcher)
+        self._confidence = min(self._confidence, margin(logits, token if self.greedy else None))
         if self._model.is_end(token):
             self._finish("stop")
             return

@@ -199,7 +199,11 @@ class GrammarCompiler:
         self._closed = False
 
     def matcher(self, lark: str) -> Any:
-        """A fresh ``llguidance.LLMatcher`` at the start of the grammar.
+        """A fresh ``llguidance.LLMatcher`` at the start of the grammar; raises as `compile`."""
+        return self.compile(lark).deep_copy()
+
+    def compile(self, lark: str) -> Any:
+        """The grammar's prototype, which is remembered and must not be used up.
 
         Raises:
             ToolSchemaError: The grammar does not compile. `check` says which part.
@@ -219,7 +223,7 @@ class GrammarCompiler:
                 while len(self._compiled) > self._remembered:
                     self._compiled.popitem(last=False)
             self._compiled.move_to_end(lark)
-            return prototype.deep_copy()
+            return prototype
 
     def check(self, call: Call) -> None:
         """Finds the tool and property that cannot be compiled.

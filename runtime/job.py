@@ -40,9 +40,10 @@ class Job:
         """The next tokens to read, at most ``room``; a draft goes along whole or not at all."""
         generation, sequence = self.generation, self.sequence
         assert generation is not None and sequence is not None
-        if len(generation.unread) > room:
-            generation.draft = []
         unread = generation.unread
+        if len(unread) > room:
+            generation.draft = []
+            unread = generation.unread
         tokens = unread[:room]
         outputs = 1 + len(generation.draft) if len(tokens) == len(unread) else 0
         return Chunk(sequence.number, generation.read, tokens, outputs)

@@ -30,6 +30,9 @@ from tierwise.runtime.tensors import mostly_repacked, read_tensors
 _LONGEST_PIECE = 1024
 """Bytes of the longest token known (a run of spaces), four times over."""
 
+_REMEMBERED_PIECES = 4096
+"""Of tokens: half a megabyte. All of a vocabulary would take ten."""
+
 _log_lock = threading.RLock()
 _log_lines: list[str] | None = None
 _log_listener: Callable[[str], None] | None = None
@@ -132,6 +135,7 @@ class Model:
         self.load_log = tuple(log)
         self.vocab_size: int = lib.llama_vocab_n_tokens(self.vocab)
         self._shown: dict[int, bytes] = {}
+        self._pieces: dict[int, bytes] = {}
 
     @property
     def handle(self) -> Any:
@@ -213,11 +217,15 @@ class Model:
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for; empty for control tokens (but see `show_tag`)."""
-        if token in self._shown:
-            return self._shown[token]
+        known = self._shown.get(token) or self._pieces.get(token)
+        if known is not None:
+            return known
         buffer = ctypes.create_string_buffer(_LONGEST_PIECE)
         size = lib.llama_token_to_piece(self.vocab, token, buffer, _LONGEST_PIECE, 0, False)
-        return buffer.raw[: max(0, size)]
+        if len(self._pieces) >= _REMEMBERED_PIECES:
+            self._pieces.clear()
+        self._pieces[token] = piece = buffer.raw[: max(0, size)]
+        return piece
 
     def show_tag(self, tag: str) -> None:
         """From now on, `piece` gives the tag's text even where the tag is a control token."""

@@ -285,6 +285,10 @@ class Pool:
 
     def _resident_lease(self, tier: Tier, n_ctx: int, expected: int) -> Lease | None:
         entry = self._room.entries.get(tier.name)
+        if entry is not None and not entry.tier.engine.alive:
+            log.warning("%s has failed and is loaded again", tier.name)
+            del self._room.entries[tier.name]
+            entry = None
         if entry is None or entry.tier.n_ctx < n_ctx:
             return None
         return Lease(entry, self._changed, expected, load_s=None, events=())
@@ -328,7 +332,8 @@ class Pool:
             if own is not None:  # held meanwhile, so that nobody unloads it
                 own.holders.append(0)
         if own is not None:
-            return self._enlarge(own, tier, n_ctx, expected, events, cap)
+            slots = self._room.most_slots(own, tier, n_ctx, own.tier.engine.slots, cap)
+            return self._enlarge(own, tier, n_ctx, slots, expected, events)
         loaded = LoadedTier(
             usable_file(self.family, tier),
             n_ctx=n_ctx,
@@ -352,15 +357,8 @@ class Pool:
         raise self._was_closed()
 
     def _enlarge(
-        self,
-        own: Entry,
-        tier: Tier,
-        n_ctx: int,
-        expected: int,
-        events: list[str],
-        cap: int | None,
+        self, own: Entry, tier: Tier, n_ctx: int, slots: int, expected: int, events: list[str]
     ) -> Lease:
-        slots = self._room.most_slots(own, tier, n_ctx, own.tier.engine.slots, cap)
         need = self._room.predict(tier, n_ctx, slots)
         try:
             own.tier.engine.grow_soon(n_ctx, slots).result()

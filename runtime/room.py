@@ -149,10 +149,14 @@ class Room:
         engine = entry.tier.engine
         if engine.apart:
             slots = max(power_of_two(min(len(entry.holders), REPLIES)), engine.wanted_slots)
-            return engine.n_ctx, self.most_slots(entry, tier, engine.n_ctx, slots, cap)
-        wanted = power_of_two(sum(nlargest(REPLIES, entry.holders)))
-        fits = self._fits(entry, cap, lambda n_ctx: self.predict(tier, n_ctx))
-        return _halved(wanted, engine.n_ctx, fits), engine.slots
+            if slots > engine.slots:
+                slots = self.most_slots(entry, tier, engine.n_ctx, slots, cap)
+            return engine.n_ctx, slots
+        n_ctx = power_of_two(sum(nlargest(REPLIES, entry.holders)))
+        if n_ctx > engine.n_ctx:
+            fits = self._fits(entry, cap, lambda n_ctx: self.predict(tier, n_ctx))
+            n_ctx = _halved(n_ctx, engine.n_ctx, fits)
+        return n_ctx, engine.slots
 
     def most_slots(self, entry: Entry, tier: Tier, n_ctx: int, wanted: int, cap: int | None) -> int:
         """The slots of ``n_ctx`` tokens, ``wanted`` halved as often as need be, that an entry may

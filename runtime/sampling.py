@@ -34,24 +34,27 @@ class Sampler:
             ):
                 lib.llama_sampler_chain_add(self._chain, part)
 
-    def draw(self, context: Context, row: int, matcher: Any | None) -> int:
+    def draw(
+        self, context: Context, row: int, logits: NDArray[np.float32], matcher: Any | None
+    ) -> int:
         """The next token after a row of the batch, one that the grammar allows.
+
+        ``logits`` are the row's; where the grammar forbids what they favour, it is masked there.
 
         The grammar is asked about the drawn token first; only when it says no is the whole mask
         made. Drawing again from the masked distribution keeps the result distributed as if the
         mask had come first: p(x) + (1 - Z) p(x) / Z = p(x) / Z, Z being the allowed mass. (Top-k,
         top-p and min-p are the exception: they cut each draw's own distribution.)
         """
-        token = self._draw(context, row)
+        token = self._draw(context, row, logits)
         if matcher is None or matcher.validate_tokens([token]) == 1:
             return token
-        logits = context.logits(row)
         logits[~allowed(matcher, logits.size)] = -np.inf  # in llama.cpp's own buffer
-        return self._draw(context, row)
+        return self._draw(context, row, logits)
 
-    def _draw(self, context: Context, row: int) -> int:
+    def _draw(self, context: Context, row: int, logits: NDArray[np.float32]) -> int:
         if self._chain is None:
-            return int(context.logits(row).argmax())
+            return int(logits.argmax())
         return int(lib.llama_sampler_sample(self._chain, context.handle, row))
 
     def close(self) -> None:
@@ -69,9 +72,15 @@ def allowed(matcher: Any, vocab_size: int) -> NDArray[np.bool_]:
     return bits.astype(bool)
 
 
-def margin(logits: NDArray[np.float32]) -> float:
-    """Gap between the chances of the likeliest and the second-likeliest token, in 0..1."""
-    best = int(logits.argmax())
+def margin(logits: NDArray[np.float32], best: int | None = None) -> float:
+    """Gap between the chances of the likeliest and the second-likeliest token, in 0..1.
+
+    Args:
+        logits: Over the vocabulary.
+        best: The index of the largest, where it is known.
+    """
+    if best is None:
+        best = int(logits.argmax())
     chances = logits - logits[best]
     np.exp(chances, out=chances)
     total = float(chances.sum())

@@ -88,7 +88,7 @@ class Scheduler:
         self._wake = threading.Condition()
         self._arrived: deque[Job] = deque()
         self._commands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._stopped = False
+        self.stopped = False
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
         self._crowded = False
@@ -99,7 +99,7 @@ class Scheduler:
     def submit(self, job: Job) -> None:
         """Queues a job; EngineClosedError after `stop`."""
         with self._wake:
-            if self._stopped:
+            if self.stopped:
                 raise _closed()
             self._arrived.append(job)
             self._wake.notify()
@@ -108,7 +108,7 @@ class Scheduler:
         """Runs ``command`` on the engine's thread, between two steps."""
         future: Future[Any] = Future()
         with self._wake:
-            if self._stopped:
+            if self.stopped:
                 future.set_exception(_closed())
             else:
                 self._commands.append((command, future))
@@ -118,7 +118,7 @@ class Scheduler:
     def stop(self) -> None:
         """Ends `run` after the step in progress."""
         with self._wake:
-            self._stopped = True
+            self.stopped = True
             self._wake.notify()
 
     @property
@@ -152,18 +152,20 @@ class Scheduler:
 
     def _work(self) -> bool:
         """Waits for work and does some; False after `stop`."""
-        with self._wake:
-            self._wake.wait_for(self._has_work)
-            if self._stopped:
-                return False
-            self._waiting.extend(self._arrived)
-            self._arrived.clear()
-            commands = list(self._commands)
-            self._commands.clear()
-        if commands:  # and then look again: one may have ended in `stop`
-            for command, future in commands:
-                _settle(command, future)
-            return True
+        # Whoever adds something to these does it once: a step later is soon enough.
+        if self._arrived or self._commands or self.stopped or not self._running:
+            with self._wake:
+                self._wake.wait_for(self._has_work)
+                if self.stopped:
+                    return False
+                self._waiting.extend(self._arrived)
+                self._arrived.clear()
+                commands = list(self._commands)
+                self._commands.clear()
+            if commands:  # and then look again: one may have ended in `stop`
+                for command, future in commands:
+                    _settle(command, future)
+                return True
         self._drop_dead()
         self._admit()
         if self._running:
@@ -206,7 +208,7 @@ class Scheduler:
 
     def _has_work(self) -> bool:
         return bool(
-            self._stopped or self._arrived or self._commands or self._waiting or self._running
+            self.stopped or self._arrived or self._commands or self._waiting or self._running
         )
 
     def _drop_dead(self) -> None:

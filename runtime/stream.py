@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections import deque
@@ -10,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from typing import Self
 
-from tierwise.runtime.errors import CallTimeoutError
+from tierwise.runtime.errors import CallTimeoutError, EngineError
 from tierwise.runtime.generation import Delta, Generated, GenerationRequest
 
 Event = Delta | Generated | BaseException
@@ -30,11 +31,12 @@ class Mailbox:
 
     def put(self, event: Event) -> None:
         """Adds an event and wakes the reader."""
+        sleeper = self._sleeper
+        if sleeper is not None and sleeper[0].is_closed():
+            self.closed = True  # nobody reads any more
+        if self.whole and isinstance(event, Delta):
+            return
         with self._changed:
-            if self._sleeper is not None and self._sleeper[0].is_closed():
-                self.closed = True  # nobody reads any more
-            if self.whole and isinstance(event, Delta):
-                return
             self._events.append(event)
             self._changed.notify()
             sleeper, self._sleeper = self._sleeper, None
@@ -81,6 +83,7 @@ class GenerationStream:
         self._engine = engine
         self.submitted = time.perf_counter()
         self.mailbox = Mailbox()
+        self._process = os.getpid()
         self._outcome: Generated | BaseException | None = None
 
     def __iter__(self) -> Iterator[Delta]:
@@ -107,7 +110,8 @@ class GenerationStream:
         """Waits for the end and returns the whole reply.
 
         Raises:
-            CallTimeoutError, EngineClosedError, EngineError: The generation failed.
+            CallTimeoutError, EngineClosedError, EngineError: The generation failed, or this
+                process is a fork of the one that asked.
         """
         self.mailbox.whole = True
         for _ in self:
@@ -136,6 +140,8 @@ class GenerationStream:
 
     def _left(self) -> float | None:
         """Seconds to the deadline, even where an earlier request takes longer."""
+        if os.getpid() != self._process:
+            raise forked_error("this reply was asked for")
         deadline = self.request.deadline
         return None if deadline is None else max(0.0, deadline - time.monotonic())
 
@@ -155,4 +161,13 @@ def timeout_error() -> CallTimeoutError:
     return CallTimeoutError(
         "the call's time ran out before its reply was complete. Allow more time "
         "(timeout, Budget.seconds_per_call) or fewer tokens (max_tokens)."
+    )
+
+
+def forked_error(what: str) -> EngineError:
+    """For a process whose parent did ``what``, e.g. "the model 'a.gguf' was loaded"."""
+    return EngineError(
+        f"{what} before this process was forked, and llama.cpp's threads do not come along. Load "
+        "models after the fork (make a new ChatTierwise in the child), or start processes with "
+        "'spawn'."
     )

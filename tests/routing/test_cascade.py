@@ -394,10 +394,24 @@ def test_a_pinned_tier_lost_is_told_as_it_is(make_router: MakeRouter, tmp_path: 
             answer(router, TALK, pin="small")
 
 
-def test_an_engine_that_was_closed_is_passed_over(make_router: MakeRouter) -> None:
+def test_an_engine_that_was_closed_is_loaded_again(make_router: MakeRouter) -> None:
     router = make_router(script("from small"), script("from large"))
     with router.pool.acquire("small", context_tokens=2048) as lease:
         lease.tier.close()
+        assert answer(router, TALK).reply.text == "from small"
+
+
+def test_an_engine_that_fails_at_work_is_passed_over(
+    make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    router = make_router(script("from small"), script("from large"))
+    with router.pool.acquire("small", context_tokens=2048) as lease:
+
+        def fail() -> None:
+            raise ZeroDivisionError("an error that nobody thought of")
+
+        lease.tier.engine._scheduler._admit = fail
         assert answer(router, TALK).reply.text == "from large"
 
 

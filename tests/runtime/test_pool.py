@@ -464,6 +464,26 @@ def test_a_resident_tier_needs_its_file_no_more(make_pool: MakePool, family: Fam
         assert widened(pool) == (2048, 1)
 
 
+def test_a_tier_whose_engine_failed_is_loaded_again(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    pool = make_pool()
+    with pool.acquire("small", context_tokens=10) as lease:
+
+        def fail() -> bool:
+            raise ZeroDivisionError("an error that nobody thought of")
+
+        lease.tier.engine._scheduler._drop_dead = fail
+        with pytest.raises(EngineClosedError):
+            lease.tier.reply(CALL)
+        assert not lease.tier.engine.alive
+        with pool.acquire("small", context_tokens=10) as another:
+            assert another.cold and another.tier.reply(CALL).usage.completion_tokens > 0
+    assert pool.resident()["small"].leases == 0
+    assert "small has failed and is loaded again" in caplog.text
+
+
 def test_a_lease_can_be_had_without_waiting_or_not_at_all(make_pool: MakePool) -> None:
     pool = make_pool()
     assert pool.try_acquire("small", context_tokens=10) is None

@@ -35,7 +35,7 @@ class Scene:
         for _ in range(count):
             self.context.logits()[:] = self.logits
             matcher = self.grammars.matcher(grammar) if grammar else None
-            tokens.append(sampler.draw(self.context, -1, matcher))
+            tokens.append(sampler.draw(self.context, -1, self.context.logits(), matcher))
         sampler.close()
         return tokens
 
@@ -181,5 +181,5 @@ def test_the_row_decides_whose_token_is_drawn(tiny_gguf: Path) -> None:
         best = [int(context.logits(row).argmax()) for row in rows]
         sampler = Sampler(Sampling(temperature=1e-4, top_k=0, top_p=1.0, min_p=0.0))
         assert best[0] != best[1]
-        assert [sampler.draw(context, row, None) for row in rows] == best
+        assert [sampler.draw(context, row, context.logits(row), None) for row in rows] == best
         sampler.close()
