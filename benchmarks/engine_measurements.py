@@ -67,10 +67,10 @@ def long_decode(bench: Bench) -> Figures:
     same = []
     for run in range(bench.runs):
         call = long_call(run, limit)
-        order: list[tuple[str, Callable[[Call], Answer]]]
-        order = [("ours", bench.ours.reply), ("Llama", bench.peer.complete)]
+        asked: list[tuple[str, Callable[[Call], Answer]]]
+        asked = [("ours", bench.ours.reply), ("Llama", bench.peer.complete)]
         texts = []
-        for name, ask in order if run % 2 == 0 else order[::-1]:
+        for name, ask in in_turn(run, *asked):
             answer = ask(call)
             rates[name].append(answer.tokens / answer.seconds)
             counts[name].append(answer.tokens)

@@ -17,6 +17,7 @@ from engine_workloads import Agent, agents
 
 from tierwise import BuildConfig, Family, build_family
 from tierwise.compression.recipe import TierRecipe
+from tierwise.runtime.cores import release_workers
 from tierwise.runtime.files import home
 
 Figures = dict[str, Any]
@@ -83,9 +84,15 @@ class Bench:
         self._open.close()
 
 
-def in_turn(run: int, *sides: Any) -> Sequence[Any]:
-    """The sides, in the other order every second run: what heats up or drifts hits all alike."""
-    return sides if run % 2 == 0 else sides[::-1]
+def in_turn(run: int, *sides: Any) -> Iterator[Any]:
+    """The sides, in the other order every second run: what heats up or drifts hits all alike.
+
+    After each, this thread's OpenMP helpers go: with those of two sides there would be more than
+    cores, and all would compute at half their speed (see `runtime.cores`).
+    """
+    for side in sides if run % 2 == 0 else sides[::-1]:
+        yield side
+        release_workers()
 
 
 def quotients(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:

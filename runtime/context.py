@@ -12,6 +12,7 @@ import llama_cpp as lib
 import numpy as np
 from numpy.typing import NDArray
 
+from tierwise.runtime.cores import release_workers, turns
 from tierwise.runtime.errors import (
     CacheFullError,
     EngineError,
@@ -151,6 +152,7 @@ class Context:
         self._rows: dict[int, NDArray[np.float32]] = {}
         self.open_log = tuple(log)
         self.n_ctx = int(lib.llama_n_ctx_seq(self._handle))
+        self._threads = 0 if gpu_names() else threads  # a GPU takes turns by itself
         self._batch = lib.llama_batch_init(self.batch_size, 0, 1)
         view = np.ctypeslib.as_array
         shape = (self.batch_size,)
@@ -200,7 +202,12 @@ class Context:
                     self._sequences[index][0] = sequence
             rows.append(end - outputs)
         self._batch.n_tokens = end
-        code = lib.llama_decode(handle, self._batch)
+        cores = turns()
+        taken = cores.take(self._threads)
+        try:
+            code = lib.llama_decode(handle, self._batch)
+        finally:
+            cores.give(taken)
         if code == _NO_SLOT:
             raise CacheFullError(
                 f"the context of {self.n_ctx} tokens has no room for {end} more "
@@ -315,7 +322,8 @@ class Context:
         return False
 
     def close(self) -> None:
-        """Frees the KV cache and the compute buffers."""
+        """Frees the KV cache and the compute buffers, and ends what helped this thread compute."""
+        release_workers()
         if self._handle:
             lib.llama_batch_free(self._batch)
             lib.llama_free(self._handle)

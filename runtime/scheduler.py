@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from tierwise.runtime.context import Chunk, Context
+from tierwise.runtime.cores import release_workers
 from tierwise.runtime.drafting import Drafter
 from tierwise.runtime.errors import CacheFullError, EngineClosedError, EngineError, TierwiseError
 from tierwise.runtime.generation import Generation
@@ -154,6 +155,8 @@ class Scheduler:
         """Waits for work and does some; False after `stop`."""
         # Whoever adds something to these does it once: a step later is soon enough.
         if self._arrived or self._commands or self.stopped or not self._running:
+            if not self._has_work():
+                release_workers()
             with self._wake:
                 self._wake.wait_for(self._has_work)
                 if self.stopped:
