@@ -297,6 +297,9 @@ class Scheduler:
         self._drafter.prepare([job.generation for job in self._running if job.generation], room)
         replying = [job for job in self._running if job.prefilled]
         reading = [job for job in self._running if not job.prefilled]
+        for job in reading:
+            if job.generation and not job.mailbox.whole:
+                job.generation.draft = []  # it would keep a reader waiting for the first token
         for job in replying + reading:
             if replying and not job.prefilled:
                 room = min(room, PREFILL_BESIDE_DECODE)
