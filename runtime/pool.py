@@ -52,7 +52,8 @@ class Pool:
         probe: Says what the machine can spare.
         threads: For llama.cpp; None for the cores that ``probe`` finds.
         kv_type: How keys and values are stored.
-        prefix_bytes: Most that prefixes may take for which the contexts have no room.
+        prefix_bytes: Most that prefixes may take for which the contexts have no room; contexts
+            may grow by as much for conversations that take turns.
     """
 
     def __init__(

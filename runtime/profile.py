@@ -102,7 +102,8 @@ class Profile(Record):
 
 @lru_cache(maxsize=1)
 def machine_fingerprint() -> str:
-    """16 hex digits that change when speed may: processor, cores, memory, GPUs, llama.cpp."""
+    """16 hex digits that change when speed may: processor, cores, memory, GPUs, llama.cpp, and
+    how the engine uses them."""
     resources = probe()
     facts = {
         "cpu": _cpu_name(),
@@ -111,6 +112,7 @@ def machine_fingerprint() -> str:
         "system": f"{platform.system()} {platform.machine()}",
         "llama_cpp": version("llama-cpp-python"),
         "gpus": gpu_names(),
+        "engine": 2,  # cells apart, plain attention
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -143,12 +143,17 @@ class Room:
     def size_wanted(self, entry: Entry, tier: Tier, cap: int | None) -> tuple[int, int]:
         """Tokens and slots that the leases of an entry could use, as far as there is memory.
 
-        Where calls are kept apart, a slot for each, and for each of the conversations that take
-        turns; else as many tokens as the calls expect together.
+        Where calls are kept apart, a slot for each; and one for each of the conversations that
+        take turns, if those take no more than is granted to prefixes. Else as many tokens as the
+        calls expect together.
         """
         engine = entry.tier.engine
         if engine.apart:
-            slots = max(power_of_two(min(len(entry.holders), REPLIES)), engine.wanted_slots)
+            slots = power_of_two(min(len(entry.holders), REPLIES))
+            more = engine.wanted_slots
+            if more > max(slots, engine.slots):
+                taken = self.predict(tier, engine.n_ctx, more) - entry.least_bytes
+                slots = more if taken <= self._prefix_bytes else slots
             if slots > engine.slots:
                 slots = self.most_slots(entry, tier, engine.n_ctx, slots, cap)
             return engine.n_ctx, slots

@@ -382,7 +382,7 @@ def test_slots_give_way_to_another_tier(make_pool: MakePool, family: Family) -> 
     assert set(pool.resident()) == {"small"}
 
 
-def test_conversations_that_take_turns_get_a_slot_each(make_pool: MakePool) -> None:
+def test_conversations_that_take_turns_get_a_slot_each(make_pool: MakePool, family: Family) -> None:
     pool = make_pool()
     texts = ["a thing ", "the weather ", "hello Paris "]
     for _ in range(6):
@@ -392,6 +392,13 @@ def test_conversations_that_take_turns_get_a_slot_each(make_pool: MakePool) -> N
                 lease.tier.reply(call)
         widened(pool)
     assert widened(pool) == (2048, 4)
+    tight = make_pool(prefix_bytes=bytes_of(family, slots=2) - bytes_of(family))
+    for index in range(12):
+        call = Call((Message("user", texts[index % 3] * 40),), max_tokens=4)
+        with tight.acquire("small", context_tokens=600) as short_of_slots:
+            short_of_slots.tier.reply(call)
+        widened(tight)
+    assert widened(tight) == (2048, 2)
     restores = lease.tier.engine.metrics().restores
     for text in texts:
         with pool.acquire("small", context_tokens=600) as lease:
