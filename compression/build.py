@@ -108,6 +108,10 @@ class _Build:
         done = self.stages.load("done", "last", _Done)
         if done is not None and done.key == key and (family := self._existing()) is not None:
             self.reporter.note("This family was built already from the same base and options.")
+            files = {tier.name: family.path(tier) for tier in family.tiers}
+            for name, file in files.items():  # the machine may be another one
+                self.measure.profile(name, file)
+            measure_drafts(files, reporter=self.reporter)
             return family
         plan = plan_tiers(
             self.gguf, file_type=self.file_type, layers=self.base.layers, config=self.config

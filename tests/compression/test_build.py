@@ -155,6 +155,20 @@ def test_the_same_build_again_returns_at_once(base: Path, tmp_path: Path) -> Non
     assert (out / MANIFEST).stat().st_mtime_ns == written
 
 
+def test_a_family_that_came_from_another_machine_gets_its_speed_measured(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "family"
+    first = build(base, out)
+    monkeypatch.setenv("TIERWISE_HOME", str(tmp_path / "new home"))
+    assert load_profile(first.tiers[0].sha256) is None
+    reporter = Recorder()
+    assert build(base, out, reporter) == first
+    names = {f"Speed of {tier.name}" for tier in first.tiers}
+    assert names <= set(reporter.titles) and not any("Making" in one for one in reporter.titles)
+    assert all(load_profile(tier.sha256) is not None for tier in first.tiers)
+
+
 def test_other_options_reuse_what_they_share(base: Path, tmp_path: Path) -> None:
     out = tmp_path / "family"
     first = build(base, out)
