@@ -61,7 +61,21 @@ class Prompts:
         return self._model.tokenize(self._template.render(call))
 
     def plain_messages(self, call: Call) -> list[dict[str, str]]:
-        return list(json.loads(self._plain.render(call)))
+        # Replies keep their white space whatever a template does, which is no JSON: put in last.
+        said = {
+            f"reply {index}": message
+            for index, message in enumerate(call.messages)
+            if message.role == "assistant" and not message.tool_calls
+        }
+        marks = {id(message): mark for mark, message in said.items()}
+        turns = (replace(m, content=marks.get(id(m), m.content)) for m in call.messages)
+        plain: list[dict[str, str]] = json.loads(
+            self._plain.render(replace(call, messages=tuple(turns)))
+        )
+        for turn in plain:
+            if turn["content"] in said:
+                turn["content"] = said[turn["content"]].content
+        return plain
 
     def count(self, text: str) -> int:
         """Tokens of a reply's text."""

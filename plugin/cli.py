@@ -10,7 +10,7 @@ import sys
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -297,6 +297,7 @@ def run(
     max_tokens: MaxTokens = None,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest.")] = 0.0,
     system: System = "",
+    kv_type: Annotated[Literal["f16", "q8_0"], typer.Option(help="Of keys and values.")] = "f16",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -320,6 +321,7 @@ def run(
         max_tokens=max_tokens,
         temperature=temperature,
         system=system,
+        kv_type=kv_type,
         threads=threads,
         silent=as_json,
     )

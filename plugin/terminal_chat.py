@@ -19,6 +19,7 @@ from tierwise.routing.cascade import stream_answer
 from tierwise.routing.decision import Decision
 from tierwise.routing.router import Router
 from tierwise.runtime.chat import Call, Message, Sampling, Tool
+from tierwise.runtime.context import KVType
 from tierwise.runtime.errors import ConfigError, TierwiseError
 from tierwise.runtime.family import Family
 from tierwise.runtime.pool import Pool
@@ -217,6 +218,7 @@ def talk(
     max_tokens: int | None = None,
     temperature: float = 0.0,
     system: str = "",
+    kv_type: KVType = "f16",
     threads: int | None = None,
     silent: bool = False,
 ) -> list[dict[str, Any]]:
@@ -236,7 +238,7 @@ def talk(
     family = Family.load(folder)
     console = make_console(stderr=True)
     show = _nowhere if silent else write
-    with Pool(family, memory_bytes=budget.memory, threads=threads) as pool:
+    with Pool(family, memory_bytes=budget.memory, threads=threads, kv_type=kv_type) as pool:
         conversation = Conversation(
             Router(family, pool, budget),
             system=system,

@@ -355,6 +355,12 @@ def test_run_answers_one_prompt(family: Path) -> None:
     assert re.fullmatch(r"predicted \d+\.\d\d s, took \d+\.\d\d s", seconds)
 
 
+def test_run_takes_the_type_of_keys_and_values(family: Path) -> None:
+    """The tiny models' heads are too small for q8_0, and that is what it says."""
+    assert 'Use kv_type="f16"' in fails("run", family, "--prompt", "hi", "--kv-type", "q8_0")
+    assert "is not one of" in call("run", family, "--kv-type", "q4", code=2).stderr
+
+
 def test_run_reads_a_conversation_from_stdin(family: Path) -> None:
     done = call_json("run", family, "--tier", "small", *SHORT, stdin="hello\n\nis Paris\n")
     assert done["family"] == str(family)
