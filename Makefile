@@ -30,6 +30,7 @@ check: $(LINKED)
 bench: $(LINKED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/contexts.py
 	$(BIN)/python benchmarks/compression.py
 	$(BIN)/python examples/01_build_family.py
 	$(BIN)/python benchmarks/routing.py
