@@ -122,23 +122,34 @@ class Room:
                     return events
                 busy = [e for e in self.entries.values() if e is not own and e.spare_bytes]
                 victim = min(idle or busy, key=_first_to_go)
-                freed = victim.spare_bytes or victim.bytes
-            events += self._take(victim)
+                freed, finish = self._take(victim)
+            events += finish()
             resources = replace(resources, available_bytes=resources.available_bytes + freed)
 
-    def _take(self, victim: Entry) -> list[str]:
-        """Takes its slots from a tier; if it has but one, unloads it."""
-        if victim.spare_bytes:
-            victim.tier.engine.grow_soon(victim.tier.n_ctx, 1).result()
-            with self._changed:
-                victim.bytes = victim.least_bytes
-            return []
-        with self._changed:
-            event = f"unloaded {victim} to make room"
-            del self.entries[victim.name]
-        victim.tier.close()
-        log.info(event)
-        return [event]
+    def _take(self, victim: Entry) -> tuple[int, Callable[[], list[str]]]:
+        """Takes its slots from a tier, or unloads it if it has but one, as far as the books go.
+
+        Returns:
+            The bytes, and what does it: to be called once the lock is released.
+        """
+        freed, engine = victim.spare_bytes, victim.tier.engine
+        if freed:
+            victim.bytes = victim.least_bytes
+
+            def shrink() -> list[str]:
+                engine.grow_soon(engine.n_ctx, 1).result()
+                return []
+
+            return freed, shrink
+        event = f"unloaded {victim} to make room"
+        del self.entries[victim.name]  # at once, lest somebody lease it
+
+        def unload() -> list[str]:
+            victim.tier.close()
+            log.info(event)
+            return [event]
+
+        return victim.bytes, unload
 
     def size_wanted(self, entry: Entry, tier: Tier, cap: int | None) -> tuple[int, int]:
         """Tokens and slots that the leases of an entry could use, as far as there is memory.
@@ -188,8 +199,8 @@ class Room:
                 ]
                 if total <= cap or not rest:
                     return
-                victim = min(rest, key=_first_to_go)
-            self._take(victim)
+                _, finish = self._take(min(rest, key=_first_to_go))
+            finish()
 
     def limit_host(self) -> None:
         """Holds the prefixes kept aside to what the tiers leave of the cap."""
