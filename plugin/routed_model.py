@@ -52,7 +52,8 @@ class RoutedModel(BaseModel):
         api_key: Accepted for compatibility and never used: nothing leaves this machine.
         threads: For llama.cpp; None for all the cores that this process may use.
         kv_type: How keys and values are stored: "f16", or "q8_0" in about half the memory
-            (`tierwise show` has what that costs).
+            (`tierwise show` has what that costs). None for what each tier's record says, which
+            is f16 but where a recipe said otherwise.
         streaming: Stream inside ``invoke`` too, for callbacks that want tokens.
     """
 
@@ -74,7 +75,7 @@ class RoutedModel(BaseModel):
     max_retries: int = 0
     api_key: SecretStr | None = Field(default=None, exclude=True)
     threads: int | None = Field(default=None, ge=1)
-    kv_type: Literal["f16", "q8_0"] = "f16"
+    kv_type: Literal["f16", "q8_0"] | None = None
     streaming: bool = False
 
     @field_validator("family", mode="before")

@@ -28,14 +28,14 @@ class RouterSettings:
         memory_bytes: Cap for all loaded tiers together.
         threads: For llama.cpp.
         tiers: Those that may be used; None for all.
-        kv_type: How keys and values are stored.
+        kv_type: How keys and values are stored; None for what each tier's record says.
     """
 
     family: str
     memory_bytes: int | None = None
     threads: int | None = None
     tiers: tuple[str, ...] | None = None
-    kv_type: KVType = "f16"
+    kv_type: KVType | None = None
 
 
 @dataclass(eq=False)

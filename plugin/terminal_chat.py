@@ -218,7 +218,7 @@ def talk(
     max_tokens: int | None = None,
     temperature: float = 0.0,
     system: str = "",
-    kv_type: KVType = "f16",
+    kv_type: KVType | None = None,
     threads: int | None = None,
     silent: bool = False,
 ) -> list[dict[str, Any]]:

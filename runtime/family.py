@@ -23,7 +23,7 @@ from tierwise.runtime.errors import (
 from tierwise.runtime.files import FileHashes, write_atomically
 
 MANIFEST = "family.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Record(BaseModel):
@@ -65,6 +65,16 @@ class SuiteResult(Record):
     by_kind: dict[str, Estimate]
 
 
+class Sample(Record):
+    """One task of the suite as a tier answered it, to be read beside the other tiers' answers."""
+
+    task: str
+    prompt: str = Field(description="the latest user message")
+    reply: str
+    expected: str
+    passed: bool
+
+
 class Quality(Record):
     """What was measured of a tier's quality. ``None`` means not measured (adopted tiers).
 
@@ -72,11 +82,57 @@ class Quality(Record):
         divergence: From the base.
         tools: Success on the tool-calling suite.
         kv_q8_0: Of the tier with a KV cache of q8_0 from itself with one of f16.
+        samples: A few tasks of the suite, the same ones for every tier of a family.
     """
 
     divergence: Divergence | None = None
     tools: SuiteResult | None = None
     kv_q8_0: Divergence | None = None
+    samples: tuple[Sample, ...] = ()
+
+
+class CurvePoint(Record):
+    """Training at one step: what had been spent by then, and the loss.
+
+    ``kl`` is KL(teacher ‖ student) in nats per token on held-out text, where it was measured.
+    """
+
+    step: int
+    tokens: int
+    seconds: float
+    loss: float
+    learning_rate: float
+    kl: float | None = None
+
+
+class Distillation(Record):
+    """How a pruned student was taught by the base.
+
+    Args:
+        teacher_sha256: Of the teacher's GGUF file.
+        loss: Its name, e.g. "forward_kl".
+        steps: Optimizer steps that were taken.
+        skipped_steps: Steps that were left out, as their loss or gradient was not finite.
+        tokens: That the student was trained on, repetitions counted.
+        seconds: Spent on training.
+        documents: How many documents came from each source.
+        quantization_aware: The type that weights were rounded to in training, e.g. "Q4_0".
+        kl_before: KL(teacher ‖ student) on held-out text before the first step.
+        kl_after: The same after the last one.
+        curve: At most some hundred points.
+    """
+
+    teacher_sha256: str
+    loss: str
+    steps: int
+    skipped_steps: int = 0
+    tokens: int
+    seconds: float
+    documents: dict[str, int] = {}
+    quantization_aware: str | None = None
+    kl_before: float
+    kl_after: float
+    curve: tuple[CurvePoint, ...] = ()
 
 
 class Lineage(Record):
@@ -86,7 +142,13 @@ class Lineage(Record):
     quantization: str = Field(description="llama.cpp file type, e.g. 'Q4_K_M'")
     pruned_layers: tuple[int, ...] = Field((), description="layer numbers of the base that went")
     imatrix_sha256: str | None = None
-    tensor_types: dict[str, int] = Field({}, description="tensors per GGML type, counted")
+    tensor_types: dict[str, int] = Field(default={}, description="tensors per GGML type, counted")
+    tensor_overrides: dict[str, str] = Field(
+        default={}, description="GGML type by tensor name, where a search gave it one of its own"
+    )
+    ffn_channels: int | None = Field(default=None, description="per layer, where some were pruned")
+    kv_heads: int | None = Field(default=None, description="per layer, where some were pruned")
+    distillation: Distillation | None = None
 
 
 class Tier(Record):
@@ -100,6 +162,7 @@ class Tier(Record):
     layers: int
     context_tokens: int = Field(gt=0)
     kv_bytes_per_token: int = Field(ge=0)
+    kv_type: Literal["f16", "q8_0"] = Field(default="f16", description="of keys and values")
     lineage: Lineage
     quality: Quality = Quality()
 

@@ -51,7 +51,7 @@ class Pool:
             None for whatever is available.
         probe: Says what the machine can spare.
         threads: For llama.cpp; None for the cores that ``probe`` finds.
-        kv_type: How keys and values are stored.
+        kv_type: How keys and values are stored; None for what each tier's record says.
         prefix_bytes: Most that prefixes may take for which the contexts have no room; contexts
             may grow by as much for conversations that take turns.
     """
@@ -63,7 +63,7 @@ class Pool:
         memory_bytes: int | None = None,
         probe: ResourceProbe = probe,
         threads: int | None = None,
-        kv_type: KVType = "f16",
+        kv_type: KVType | None = None,
         prefix_bytes: int = PREFIX_BYTES,
     ) -> None:
         for name, value in (("memory_bytes", memory_bytes), ("threads", threads)):
@@ -72,7 +72,6 @@ class Pool:
         self.family = family
         self._probe = probe
         self._threads = threads or probe().threads
-        self._kv_type: KVType = kv_type
         self._changed = threading.Condition()  # guards all below; its lock is reentrant
         self._room = Room(
             family,
@@ -339,7 +338,7 @@ class Pool:
             usable_file(self.family, tier),
             n_ctx=n_ctx,
             threads=self._threads,
-            kv_type=self._kv_type,
+            kv_type=self._room.kv_type(tier),
             host=self._room.host,
             drafter=self._room.drafter(tier, self._threads),
         )

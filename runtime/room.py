@@ -35,7 +35,7 @@ class Room:
         changed: The pool's condition, which guards ``entries``; its lock is reentrant.
         cap: Most bytes that tiers and kept prefixes may take; None for what is available.
         probe: Says what the machine can spare.
-        kv_type: How keys and values are stored.
+        kv_type: How keys and values are stored; None for what each tier's record says.
         prefix_bytes: Most that kept prefixes may take.
     """
 
@@ -46,7 +46,7 @@ class Room:
         *,
         cap: int | None,
         probe: ResourceProbe,
-        kv_type: KVType,
+        kv_type: KVType | None,
         prefix_bytes: int,
     ) -> None:
         self.entries: dict[str, Entry] = {}
@@ -55,12 +55,16 @@ class Room:
         self._changed = changed
         self._cap = cap
         self._probe = probe
-        self._kv_type: KVType = kv_type
+        self._kv_type = kv_type
         self._prefix_bytes = prefix_bytes
 
     def predict(self, tier: Tier, n_ctx: int, slots: int = 1) -> int:
         path = usable_file(self._family, tier)
-        return predict_memory(path, n_ctx, kv_type=self._kv_type, slots=slots).total_bytes
+        return predict_memory(path, n_ctx, kv_type=self.kv_type(tier), slots=slots).total_bytes
+
+    def kv_type(self, tier: Tier) -> KVType:
+        """How the tier's keys and values are stored."""
+        return self._kv_type or tier.kv_type
 
     def drafter(self, tier: Tier, threads: int) -> Drafter:
         """What drafts for the tier, as its profile says that it pays."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from engine_calls import wait_until
+from family_factory import TierSpec, make_family
 from tiny_models import CHATML, write_tiny_gguf
 
 from tierwise.runtime import loaded_tier, memory
@@ -750,3 +751,16 @@ def test_a_call_may_bring_a_lower_cap_of_its_own(make_pool: MakePool, family: Fa
     assert set(pool.resident()) == {"middle"}
     with pytest.raises(OutOfMemoryError, match="a cap of"):
         pool.acquire("large", context_tokens=100, memory_bytes=need["large"] - 1)
+
+
+def test_keys_and_values_are_stored_as_the_tier_s_record_says(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "wide.gguf", width=128, heads=4, kv_heads=2)
+    made = make_family(tmp_path / "family", [TierSpec("only", path)])
+    small = made.tiers[0].model_copy(update={"kv_type": "q8_0"})
+    made.model_copy(update={"tiers": (small,)}).save(tmp_path / "family")
+    family = Family.load(tmp_path / "family")
+    with Pool(family, threads=1) as own, Pool(family, threads=1, kv_type="f16") as forced:
+        assert own.need_bytes(small, 512) < forced.need_bytes(small, 512)
+        with own.acquire("only", context_tokens=64) as lease:
+            reply = lease.tier.reply(Call(messages=(Message("user", "Hi"),), max_tokens=4))
+            assert reply.finish_reason in ("stop", "length")
