@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
-from tierwise.evaluation.tasks import SUITE_NAME, Task, summarize
+from tierwise.evaluation.tasks import SUITE_NAME, Checkable, Task, summarize
 from tierwise.runtime.chat import Reply
 from tierwise.runtime.errors import CallError
 from tierwise.runtime.family import SuiteResult
@@ -17,29 +18,32 @@ AT_ONCE = 8
 """Tasks that share a tier: one alone would leave most of the processor's arithmetic idle."""
 
 
+T = TypeVar("T", bound=Checkable)
+
+
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Generic[T]):
     """One task's reply and whether it was right."""
 
-    task: Task
+    task: T
     reply: Reply
     passed: bool
 
 
 def run_suite(
     tier: LoadedTier,
-    tasks: Sequence[Task],
+    tasks: Sequence[T],
     *,
     at_once: int = AT_ONCE,
     progress: Callable[[str, float], None] | None = None,
-) -> tuple[Outcome, ...]:
+) -> tuple[Outcome[T], ...]:
     """Lets a tier answer every task. A task that it cannot take at all counts as failed.
 
     Args:
         at_once: Tasks in progress at the same time.
     """
-    waiting: deque[tuple[Task, ReplyStream | None]] = deque()
-    outcomes: list[Outcome] = []
+    waiting: deque[tuple[T, ReplyStream | None]] = deque()
+    outcomes: list[Outcome[T]] = []
     right = 0
 
     def collect() -> None:

@@ -11,7 +11,7 @@ import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from tierwise.runtime.chat import Call, JSONObject, Reply
 from tierwise.runtime.family import Estimate, SuiteResult
@@ -27,6 +27,21 @@ KINDS: tuple[Kind, ...] = ("choose_tool", "fill_arguments", "answer_in_schema", 
 
 _Z95 = 1.959964
 """The 97.5 % point of the standard normal distribution."""
+
+
+class Checkable(Protocol):
+    """What `tierwise.evaluation.success.run_suite` can run: a call whose reply can be checked."""
+
+    @property
+    def id(self) -> str:
+        """Stable and unique within one suite."""
+
+    @property
+    def call(self) -> Call:
+        """What the model sees."""
+
+    def check(self, reply: Reply) -> bool:
+        """Whether the reply is right. Never raises, however bad the reply is."""
 
 
 @dataclass(frozen=True, slots=True)
