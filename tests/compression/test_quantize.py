@@ -41,7 +41,8 @@ def test_the_size_is_known_beforehand(
     planned = plan_quantization(wide_gguf, file_type, pruned_layers=pruned)
     target = tmp_path / "tier.gguf"
     counted = quantize(wide_gguf, target, file_type, pruned_layers=pruned, threads=1)
-    assert abs(target.stat().st_size - planned.bytes) <= 64 * 1024
+    assert target.stat().st_size == planned.bytes
+    assert set(planned.types) == {tensor.name for tensor in gguf.GGUFReader(target).tensors}
     assert planned.fallbacks == 0
     assert {kind.lower(): n for kind, n in counted.items()} == types_of(target)
     assert [file.name for file in tmp_path.iterdir()] == ["tier.gguf"]
@@ -50,7 +51,8 @@ def test_the_size_is_known_beforehand(
 def test_every_known_type_can_be_planned(wide_gguf: Path) -> None:
     sizes = {name: plan_quantization(wide_gguf, name).bytes for name in FILE_TYPES}
     assert sizes["F16"] > sizes["Q8_0"] > sizes["Q6_K"] > sizes["Q4_K_M"] > sizes["IQ3_XXS"]
-    assert all(size < sizes["F16"] for name, size in sizes.items() if name not in ("F16", "BF16"))
+    whole = ("F32", "F16", "BF16")
+    assert all(size < sizes["F16"] for name, size in sizes.items() if name not in whole)
 
 
 def test_planning_writes_nothing(tmp_path: Path, wide_gguf: Path) -> None:
@@ -146,7 +148,7 @@ def test_progress_goes_from_nothing_to_all(wide_gguf: Path, tmp_path: Path) -> N
 
 
 def test_unknown_types_are_refused(wide_gguf: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'Q9_Z'; known are F16"):
+    with pytest.raises(ConfigError, match="'Q9_Z'; known are F32"):
         quantize(wide_gguf, tmp_path / "tier.gguf", "Q9_Z")
     assert list(tmp_path.iterdir()) == []
 
@@ -174,3 +176,132 @@ def test_a_full_disk_is_named(
     assert list(tmp_path.iterdir()) == []
     quantize(wide_gguf, target, "Q8_0", threads=1)
     assert target.is_file()
+
+
+# --- Types of single tensors --------------------------------------------------------------
+
+
+def written(path: Path) -> dict[str, str]:
+    return {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors}
+
+
+MIX = {
+    "token_embd.weight": "Q5_0",
+    "output.weight": "q6_k",
+    "blk.0.ffn_down.weight": "Q8_0",
+    "blk.3.ffn_down.weight": "Q2_K",
+    "blk.3.attn_v.weight": "F16",
+    "blk.5.ffn_down.weight": "Q8_0",
+}
+
+
+@pytest.mark.parametrize("pruned", [(), (1, 4)])
+def test_tensors_get_the_types_that_were_asked_for(
+    wide_gguf: Path, tmp_path: Path, pruned: tuple[int, ...]
+) -> None:
+    """Names are those of the base, also where layers are left out."""
+    target = tmp_path / "mix.gguf"
+    plan = plan_quantization(wide_gguf, "Q4_0", pruned_layers=pruned, overrides=MIX)
+    counted = quantize(wide_gguf, target, "Q4_0", pruned_layers=pruned, overrides=MIX, threads=1)
+    types = written(target)
+    left = [layer for layer in range(6) if layer not in pruned]
+    new = {f"blk.{layer}.": f"blk.{number}." for number, layer in enumerate(left)}
+    expected = dict(plan_quantization(wide_gguf, "Q4_0", pruned_layers=pruned).types)
+    for name, kind in MIX.items():
+        layer = name[:6] if name.startswith("blk.") else ""
+        expected[new.get(layer, layer) + name.removeprefix(layer)] = kind.upper()
+    assert types == expected
+    assert target.stat().st_size == plan.bytes
+    assert plan.types == types
+    assert counted == {name.lower(): n for name, n in Counter(types.values()).items()}
+
+
+def test_types_of_pruned_layers_are_left_out(wide_gguf: Path, tmp_path: Path) -> None:
+    target = tmp_path / "less.gguf"
+    overrides = {"blk.2.attn_q.weight": "Q6_K"}
+    quantize(wide_gguf, target, "Q4_0", pruned_layers=(2,), overrides=overrides, threads=1)
+    assert "Q6_K" not in {kind for name, kind in written(target).items() if "attn_q" in name}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_embeddings_type_can_be_chosen_where_they_are_tied(
+    tmp_path: Path, wide_gguf: Path, tied: bool
+) -> None:
+    base = wide_gguf
+    if tied:
+        base = tied_copy(wide_gguf, tmp_path / "tied.gguf")
+    target = tmp_path / "mix.gguf"
+    quantize(base, target, "Q8_0", overrides={"token_embd.weight": "Q4_1"}, threads=1)
+    types = written(target)
+    assert types["token_embd.weight"] == "Q4_1"
+    assert types.get("output.weight", "Q8_0") == "Q8_0"
+    with Model(target) as model, Context(model, 64, threads=1) as context:
+        context.decode(model.tokenize("hello Paris"), 0)
+        assert np.isfinite(context.logits()).all()
+
+
+def tied_copy(source: Path, target: Path) -> Path:
+    """The same model without a matrix of its own for the output."""
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, "llama")
+    for key, field in reader.fields.items():
+        if key.startswith("GGUF.") or key == "general.architecture":
+            continue
+        kind = field.types[0]
+        inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(key, field.contents(), kind, sub_type=inner)
+    for tensor in reader.tensors:
+        if tensor.name != "output.weight":
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
+def test_tensors_of_their_own_type_are_copied(wide_gguf: Path, tmp_path: Path) -> None:
+    base, target = tmp_path / "base.gguf", tmp_path / "mix.gguf"
+    quantize(wide_gguf, base, "Q4_1", threads=1)
+    quantize(base, target, "Q8_0", overrides={"blk.1.ffn_up.weight": "Q4_1"}, threads=1)
+    before, after = ({t.name: t for t in gguf.GGUFReader(f).tensors} for f in (base, target))
+    name = "blk.1.ffn_up.weight"
+    np.testing.assert_array_equal(before[name].data, after[name].data)
+    assert after["blk.2.ffn_up.weight"].tensor_type.name == "Q8_0"
+
+
+@pytest.mark.parametrize(
+    ("file_type", "overrides", "reason"),
+    [
+        ("F16", {"blk.0.attn_q.weight": "Q8_0"}, "ignores the types of single tensors"),
+        ("Q8_0", {"blk.9.attn_q.weight": "Q8_0"}, "no tensor 'blk.9.attn_q.weight'"),
+        ("Q8_0", {"blk.0.attn_q.weight": "Q9_Z"}, "unknown tensor type 'Q9_Z'"),
+        ("Q8_0", {"output_norm.weight": "Q8_0"}, "'output_norm.weight' stays F32"),
+    ],
+)
+def test_types_that_cannot_be_had_are_refused(
+    wide_gguf: Path, tmp_path: Path, file_type: str, overrides: dict[str, str], reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        quantize(wide_gguf, tmp_path / "mix.gguf", file_type, overrides=overrides, threads=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_widths_that_do_not_fit_a_type_are_refused(tiny_gguf: Path, tmp_path: Path) -> None:
+    """llama.cpp would silently take another type."""
+    with pytest.raises(ConfigError, match=r"rows of 64 values are no multiple of 256. Take Q5_0"):
+        quantize(
+            tiny_gguf, tmp_path / "mix.gguf", "Q8_0", overrides={"blk.0.attn_q.weight": "Q4_K"}
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_types_of_single_tensors_need_a_matrix_too(wide_gguf: Path, tmp_path: Path) -> None:
+    overrides = {"blk.0.attn_q.weight": "IQ3_XXS"}
+    with pytest.raises(BuildError, match="imatrix"):
+        quantize(wide_gguf, tmp_path / "mix.gguf", "Q8_0", overrides=overrides, threads=1)
+    matrix = importance(wide_gguf)
+    quantize(
+        wide_gguf, tmp_path / "mix.gguf", "Q8_0", overrides=overrides, imatrix=matrix, threads=1
+    )
+    assert written(tmp_path / "mix.gguf")["blk.0.attn_q.weight"] == "IQ3_XXS"
