@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from tierwise.runtime.errors import (
     ModelNotFoundError,
     UnsupportedModelError,
 )
+from tierwise.runtime.files import disk_full_named
 
 FORMS = (
     "a GGUF file (./model.gguf), a transformers folder (./model), a bundled model "
@@ -148,3 +150,23 @@ def opened_weights(path: Path) -> Iterator[Any]:
         raise DamagedModelError(
             f"{str(path)!r} is not a whole safetensors file ({error}). Download it again."
         ) from error
+
+
+def save_weights(tensors: Mapping[str, Any], path: Path) -> None:
+    """Writes torch tensors as one safetensors file.
+
+    Raises:
+        DiskFullError: There is no room for it.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with disk_full_named(path):
+        try:
+            save_file(dict(tensors), path, metadata={"format": "pt"})
+        except SafetensorError as error:
+            # It is written in Rust, which keeps the number of the error in its text only.
+            code = re.search(r"os error (\d+)", str(error))
+            if code is None:
+                raise
+            raise OSError(int(code[1]), str(error)) from error

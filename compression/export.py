@@ -2,7 +2,7 @@
 
 The shapes are those of `export_shape.SHAPES`. Weights are read and written one tensor at a
 time, no code of the checkpoint is run, and the tokenizer that was written is compared with the
-original before the file gets its name.
+original before the file gets its name. `dequantize` is the way back.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from tierwise.compression.checkpoint import (
 from tierwise.compression.export_shape import Shape, add_shape, llama3_factors, read_shape
 from tierwise.compression.export_tokenizer import (
     add_vocabulary,
+    check_loads,
     check_vocabulary,
+    copy_vocabulary,
     read_vocabulary,
 )
 from tierwise.runtime.errors import DamagedModelError, MissingExtraError, UnsupportedModelError
@@ -39,7 +41,12 @@ Progress = Callable[[str, float], None]
 
 
 def export_gguf(
-    checkpoint: Path, target: Path, *, name: str | None = None, progress: Progress | None = None
+    checkpoint: Path,
+    target: Path,
+    *,
+    name: str | None = None,
+    vocabulary_from: Path | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Writes the checkpoint as an F16 GGUF file (norms and biases in F32).
 
@@ -47,6 +54,8 @@ def export_gguf(
         checkpoint: Folder with config.json, *.safetensors and tokenizer.json.
         target: Written whole or not at all.
         name: For ``general.name``; the folder's name if not given.
+        vocabulary_from: A GGUF file whose tokenizer and chat template are taken as they are, for
+            a checkpoint that came of it; the checkpoint needs no tokenizer then.
 
     Raises:
         MissingExtraError: gguf, safetensors, torch or tokenizers is not installed.
@@ -55,7 +64,7 @@ def export_gguf(
             written without guessing.
         DiskFullError: No room; nothing is left behind.
     """
-    _need_extra()
+    need_extra("a transformers checkpoint", "a GGUF file as the base needs none of it")
     import gguf
 
     report = progress or (lambda message, done: None)
@@ -64,7 +73,8 @@ def export_gguf(
     shape = read_shape(config)
     weights = find_weights(checkpoint)
     plan = _plan_tensors(weights, shape)
-    vocabulary = read_vocabulary(checkpoint, rows=plan["token_embd.weight"].rows)
+    rows = plan["token_embd.weight"].rows
+    vocabulary = None if vocabulary_from else read_vocabulary(checkpoint, rows=rows)
 
     part = target.with_name(target.name + ".part")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -80,12 +90,17 @@ def export_gguf(
                 writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
                 writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
                 add_shape(writer, shape)
-                add_vocabulary(writer, vocabulary, checkpoint)
+                if vocabulary_from is not None:
+                    copy_vocabulary(writer, vocabulary_from, rows)
+                elif vocabulary is not None:
+                    add_vocabulary(writer, vocabulary, checkpoint)
                 _write_tensors(writer, plan, shape, report)
             finally:
                 writer.close()
             report("checking the file", 1.0)
-            check_vocabulary(part, vocabulary)
+            check_loads(part)
+            if vocabulary is not None:
+                check_vocabulary(part, vocabulary)
             part.replace(target)
         except BaseException:
             with suppress(OSError):
@@ -94,12 +109,13 @@ def export_gguf(
     return target
 
 
-def _need_extra() -> None:
+def need_extra(what: str, instead: str) -> None:
+    """Refuses a conversion whose packages are not installed; says what works without them."""
     for package in ("gguf", "safetensors", "tokenizers", "torch"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(
-                f"a transformers checkpoint cannot be converted without the package {package!r}: "
-                "pip install 'tierwise[compress]' (a GGUF file as the base needs none of it)"
+                f"{what} cannot be converted without the package {package!r}: "
+                f"pip install 'tierwise[compress]' ({instead})"
             )
 
 

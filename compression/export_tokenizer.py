@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 # Pre-tokenizers by the name that llama.cpp gives them (src/llama-vocab.cpp). The key is what
 # `_pre_tokenizer_steps` makes of tokenizer.json, then whether whole words skip the merges.
-_QWEN2 = (
+QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_LLAMA3 = _QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
-_TEKKEN = (
+LLAMA3_SPLIT = QWEN2_SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+TEKKEN_SPLIT = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -30,11 +30,14 @@ _TEKKEN = (
 _PRE_TOKENIZERS = {
     (("digits", "bytes with GPT-2's regex"), False): "smollm",
     (("bytes with GPT-2's regex",), False): "gpt-2",
-    ((_QWEN2, "bytes"), False): "qwen2",
-    ((_LLAMA3, "bytes"), True): "llama-bpe",
-    ((_LLAMA3, "bytes"), False): "smaug-bpe",  # the same regex, merges always apply
-    ((_TEKKEN, "bytes"), True): "tekken",
-    ((_TEKKEN, "bytes"), False): "tekken",  # llama.cpp has one form; `check_vocabulary` decides
+    ((QWEN2_SPLIT, "bytes"), False): "qwen2",
+    ((LLAMA3_SPLIT, "bytes"), True): "llama-bpe",
+    ((LLAMA3_SPLIT, "bytes"), False): "smaug-bpe",  # the same regex, merges always apply
+    ((TEKKEN_SPLIT, "bytes"), True): "tekken",
+    (
+        (TEKKEN_SPLIT, "bytes"),
+        False,
+    ): "tekken",  # one form in llama.cpp; the check decides
 }
 
 _PROBES = (
@@ -188,18 +191,46 @@ def add_vocabulary(writer: GGUFWriter, vocabulary: TokenizerTables, checkpoint: 
     special.add_to_gguf(writer, quiet=True)
 
 
-def check_vocabulary(path: Path, vocabulary: TokenizerTables) -> None:
-    """Refuses the export if llama.cpp cannot load it or cuts ordinary text differently."""
+def copy_vocabulary(writer: GGUFWriter, source: Path, rows: int) -> None:
+    """Writes the tokenizer and the chat template of another GGUF file, key by key.
+
+    Raises:
+        UnsupportedModelError: That file's vocabulary is not of ``rows`` tokens.
+    """
+    import gguf
+
+    fields = gguf.GGUFReader(source).fields
+    tokens = len(fields["tokenizer.ggml.tokens"].data)
+    if tokens != rows:
+        raise UnsupportedModelError(
+            f"{str(source)!r} has {tokens} tokens and the checkpoint {rows} embeddings: they are "
+            "not of one model."
+        )
+    writer.add_vocab_size(tokens)
+    for name, field in fields.items():
+        if name.startswith("tokenizer."):
+            inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(name, field.contents(), field.types[0], inner)
+
+
+def check_loads(path: Path) -> None:
+    """Refuses an export that llama.cpp cannot load: every tensor's shape, none of the weights."""
     from tierwise.runtime.llama import Model
 
     try:
-        model = Model(path, no_alloc=True)  # every tensor's shape, none of the weights
+        Model(path, no_alloc=True).close()
     except ModelError as error:
         raise UnsupportedModelError(
             f"the checkpoint was converted, but llama.cpp does not take the result: {error} Give "
             "a GGUF file of the model instead."
         ) from error
-    with model:
+
+
+def check_vocabulary(path: Path, vocabulary: TokenizerTables) -> None:
+    """Refuses a conversion if llama.cpp cuts ordinary text differently."""
+    from tierwise.runtime.llama import Model
+
+    with Model(path, no_alloc=True) as model:
         for text in _PROBES:
             wanted = vocabulary.original.encode(text, add_special_tokens=False).ids
             found = model.tokenize(text)
