@@ -29,17 +29,21 @@ ARROWS = {
 """Which rooms the modules of each room may import."""
 
 PUBLIC = [
+    "AdapterConfig",
     "Budget",
     "BuildConfig",
     "ChatTierwise",
     "Decision",
     "Family",
+    "ModelAdapter",
     "Resources",
     "Router",
     "TierwiseError",
     "TierwiseLLM",
+    "adapt_model",
     "adopt_tier",
     "build_family",
+    "run_optimization",
 ]
 
 DATA_TABLES = {"evaluation/tools_for_tests.py", "evaluation/tools_for_calibration.py"}

@@ -8,6 +8,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tierwise.compression.adapter.adapter import ModelAdapter as ModelAdapter
+    from tierwise.compression.adapter.adapter import adapt_model as adapt_model
+    from tierwise.compression.adapter.adapter import run_optimization as run_optimization
+    from tierwise.compression.adapter.config import AdapterConfig as AdapterConfig
     from tierwise.compression.adopt import adopt_tier as adopt_tier
     from tierwise.compression.build import build_family as build_family
     from tierwise.compression.recipe import BuildConfig as BuildConfig
@@ -21,32 +25,40 @@ if TYPE_CHECKING:
     from tierwise.runtime.resources import Resources as Resources
 
 _EXPORTS = {
+    "AdapterConfig": "tierwise.compression.adapter.config",
     "Budget": "tierwise.routing.budget",
     "BuildConfig": "tierwise.compression.recipe",
     "ChatTierwise": "tierwise.plugin.chat",
     "Decision": "tierwise.routing.decision",
     "Family": "tierwise.runtime.family",
+    "ModelAdapter": "tierwise.compression.adapter.adapter",
     "Resources": "tierwise.runtime.resources",
     "Router": "tierwise.routing.router",
     "TierwiseError": "tierwise.runtime.errors",
     "TierwiseLLM": "tierwise.plugin.llm",
+    "adapt_model": "tierwise.compression.adapter.adapter",
     "adopt_tier": "tierwise.compression.adopt",
     "build_family": "tierwise.compression.build",
+    "run_optimization": "tierwise.compression.adapter.adapter",
 }
 
 __version__ = "0.1.0"
 __all__ = [
+    "AdapterConfig",
     "Budget",
     "BuildConfig",
     "ChatTierwise",
     "Decision",
     "Family",
+    "ModelAdapter",
     "Resources",
     "Router",
     "TierwiseError",
     "TierwiseLLM",
+    "adapt_model",
     "adopt_tier",
     "build_family",
+    "run_optimization",
 ]
 
 

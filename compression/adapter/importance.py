@@ -1,0 +1,192 @@
+"""What each layer, head and channel is worth, measured on batches.
+
+A head's or channel's worth is how much it adds to the hidden states: E[x²] · ‖w‖², for the number
+x that it hands to the matrix out of it, whose column is w (summed over the columns of a head).
+That is the exact mean square of what would be missing, and needs no gradients (as in Wanda,
+arXiv 2306.11695, with whole columns in place of single weights). A layer's is the divergence of
+the model's answers once it is gone; block influence (arXiv 2403.03853) says which to try.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tierwise.compression.adapter.anatomy import Width, find_stack, only_layers
+from tierwise.compression.adapter.batches import Batch
+from tierwise.compression.distillation.losses import forward_kl
+from tierwise.compression.pruning.decoder import evaluating
+from tierwise.compression.pruning.order import greedy_order
+
+SHORTLIST = 6
+"""Layers that are tried for each that goes."""
+
+
+def logits_of(model: nn.Module, batch: Mapping[str, Tensor], **options: Any) -> Any:
+    """What the model answers to a batch on its own device; labels are not shown to it."""
+    device = next(model.parameters()).device
+    inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        options["use_cache"] = False
+    return model(**inputs, **options)
+
+
+class Reference:
+    """A model's answers as they are now, and how far it is from them later.
+
+    Logits of whole vocabularies are large (tokens · vocabulary · 4 bytes): a few batches do.
+    """
+
+    def __init__(self, model: nn.Module, batches: Sequence[Batch]) -> None:
+        self._batches = batches
+        with evaluating(model):
+            self._answers = [_answer(logits_of(model, batch)) for batch in batches]
+
+    def divergence(self, model: nn.Module) -> float:
+        """Mean KL(answers then ‖ answers now) in nats; for bare models the cosine distance."""
+        total = weight = 0.0
+        with evaluating(model):
+            for batch, (then, probable) in zip(self._batches, self._answers, strict=True):
+                now, _ = _answer(logits_of(model, batch))
+                mask = token_mask(batch, now)
+                if probable:
+                    value = forward_kl(now, then, mask=mask)
+                else:
+                    apart = 1 - torch.cosine_similarity(now.float(), then.float(), dim=-1)
+                    value = apart.mean() if mask is None else apart[mask.bool()].mean()
+                count = len(now) if mask is None else float(mask.sum())
+                total += float(value) * count
+                weight += count
+        return total / max(weight, 1e-12)
+
+
+def token_mask(batch: Mapping[str, Tensor], answer: Tensor) -> Tensor | None:
+    """Which tokens of an answer count, where it has one for every token: shape (batch, tokens)."""
+    if answer.ndim < 3:
+        return None
+    return batch["attention_mask"].to(answer.device)
+
+
+def _answer(output: Any) -> tuple[Tensor, bool]:
+    """What to compare, and whether it is logits."""
+    logits = getattr(output, "logits", None)
+    if logits is None:
+        return output.last_hidden_state, False
+    # One number is a score (regression), not a distribution.
+    return logits, logits.shape[-1] > 1
+
+
+def block_influence(model: nn.Module, batches: Sequence[Batch]) -> list[float]:
+    """1 − cos(input, output) of every layer, a mean over tokens that are no padding."""
+    layers = find_stack(model).layers
+    totals = [0.0] * len(layers)
+    counts = [0] * len(layers)
+    mask = torch.ones(0)
+
+    def watch(place: int) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            before = args[0] if args else kwargs["hidden_states"]
+            after = out[0] if isinstance(out, tuple) else out
+            kept = mask.to(after.device).bool()
+            cosine = torch.cosine_similarity(before[kept].float(), after[kept].float(), dim=-1)
+            totals[place] += float((1 - cosine).sum())
+            counts[place] += len(cosine)
+
+        return hook
+
+    handles = [
+        layer.register_forward_hook(watch(place), with_kwargs=True)
+        for place, layer in enumerate(layers)
+    ]
+    try:
+        with evaluating(model):
+            for batch in batches:
+                mask = batch["attention_mask"]
+                logits_of(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [total / max(count, 1) for total, count in zip(totals, counts, strict=True)]
+
+
+def layers_to_drop(model: nn.Module, batches: Sequence[Batch], count: int) -> tuple[int, ...]:
+    """The layers that are missed least, one after the other: ``count`` of them, in order."""
+    total = len(find_stack(model).layers)
+    reference = Reference(model, batches)
+
+    def left(gone: tuple[int, ...]) -> list[int]:
+        return [place for place in range(total) if place not in gone]
+
+    def influence(gone: tuple[int, ...]) -> dict[int, float]:
+        with only_layers(model, left(gone)):
+            return dict(zip(left(gone), block_influence(model, batches), strict=True))
+
+    def divergence(gone: tuple[int, ...]) -> float:
+        with only_layers(model, left(gone)):
+            return reference.divergence(model)
+
+    order = greedy_order(total, count, influence, divergence, protected=0, shortlist=SHORTLIST)
+    return tuple(removal.layer for removal in order)
+
+
+class Moments:
+    """Mean squares of what goes into linear layers.
+
+    Args:
+        modules: Their inputs end in their ``in_features``.
+    """
+
+    def __init__(self, modules: Sequence[nn.Linear]) -> None:
+        self._sums: dict[nn.Module, Tensor] = {}
+        self._counts: dict[nn.Module, int] = {}
+        self.mask: Tensor | None = None
+        self._handles = [module.register_forward_pre_hook(self._see) for module in modules]
+
+    def _see(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        values: Tensor = args[0].detach().float()
+        mask = self.mask
+        if mask is not None and values.ndim == 3 and mask.shape == values.shape[:2]:
+            values = values[mask.to(values.device).bool()]
+        values = values.reshape(-1, values.shape[-1])
+        self._sums[module] = values.square().sum(0) + self._sums.get(module, 0.0)
+        self._counts[module] = len(values) + self._counts.get(module, 0)
+
+    def mean_squares(self, module: nn.Linear) -> Tensor:
+        """E[x²] of each input, shape (in_features,); ones where the module never ran."""
+        if module not in self._sums:
+            return torch.ones(module.in_features)
+        return self._sums[module] / max(self._counts[module], 1)
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def measure_moments(
+    model: nn.Module, batches: Sequence[Batch], modules: Sequence[nn.Linear]
+) -> Moments:
+    """The mean squares of what goes into ``modules`` over the batches, padding left out."""
+    moments = Moments(modules)
+    try:
+        with evaluating(model):
+            for batch in batches:
+                moments.mask = batch["attention_mask"]
+                logits_of(model, batch)
+    finally:
+        moments.close()
+    return moments
+
+
+def unit_worth(width: Width, weight: Tensor, moments: Moments) -> Tensor:
+    """What each head or channel adds to the hidden states (mean square), shape (units,).
+
+    Args:
+        weight: Of `Width.out_of`, shape (hidden, inputs), without any mask.
+    """
+    squares = weight.detach().float().square().sum(0)
+    worth = squares * moments.mean_squares(width.out_of).to(squares.device)
+    return worth.reshape(width.units, -1).sum(1)
