@@ -1,76 +1,124 @@
-"""Builds a quantization-only family of SmolLM2 and reports its time, stage by stage.
+"""All figures of the compression, each from a script of its own, as one JSON document.
 
-python benchmarks/compression.py [--runs N] [--json FILE]
+    build_seconds          compression_build.py       a quantization-only family of SmolLM2
+    export_max_kl          compression_export.py      transformers against llama.cpp
+    allocation_kld_ratio   compression_allocation.py  searched mix against llama.cpp's types
+    quality_tier_*         compression_retained.py    the distilled tier of most layers
+    fast_tier_*            compression_retained.py    the quickest tier
+    case_study             examples/04_text_classification.py
+
+python benchmarks/compression.py [--family DIR] [--only NAME...] [--json FILE] [--work DIR]
+
+The tiers' figures need ``--family``: one that ``tierwise build --distill-minutes 60`` made. What
+a script says on its way goes to stderr; with ``--work`` its own JSON is kept there.
 """
 
 from __future__ import annotations
 
-import os
+import argparse
+import json
+import subprocess
+import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from common import arguments, report, spread
+from common import arguments, report, say
 
-from tierwise import BuildConfig, Family, build_family
-from tierwise.compression.reporting import Progress
+from tierwise import Family
+from tierwise.compression.front import REFERENCE_PROMPT, REFERENCE_REPLY
+from tierwise.runtime.family import Tier
+from tierwise.runtime.profile import family_profiles
 
-
-class Stopwatch:
-    """A reporter that adds up seconds by the first word of a stage's title."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, title: str) -> Iterator[Progress]:
-        began = time.perf_counter()
-        yield lambda _text, _share: None
-        word = title.split()[0].lower()
-        self.seconds[word] = self.seconds.get(word, 0.0) + time.perf_counter() - began
-
-    def note(self, text: str) -> None:
-        print(f"  {text}")
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = {
+    "build": ("benchmarks/compression_build.py",),
+    "export": ("benchmarks/compression_export.py",),
+    "allocation": ("benchmarks/compression_allocation.py",),
+    "retained": ("benchmarks/compression_retained.py",),
+    "case_study": ("examples/04_text_classification.py",),
+}
 
 
 def main() -> None:
+    options = parse()
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        work = options.work or Path(scratch)
+        work.mkdir(parents=True, exist_ok=True)
+        for part in options.only:
+            arguments = [str(options.family)] if part == "retained" else []
+            if part == "build":
+                arguments = ["--runs", str(options.runs)]
+            if part == "retained" and options.family is None:
+                say("no --family: quality_tier_* and fast_tier_* are left out")
+                continue
+            found = run(part, arguments, work)
+            if found is None:
+                figures.setdefault("failed", []).append(part)
+            else:
+                figures |= named(part, found, options.family)
+    report(figures, options.json)
+
+
+def parse() -> argparse.Namespace:
     parser = arguments(__doc__)
-    parser.set_defaults(runs=1)
-    options = parser.parse_args()
-    totals = []
-    for _ in range(options.runs):
-        with tempfile.TemporaryDirectory() as folder:
-            os.environ["TIERWISE_HOME"] = str(Path(folder) / "home")  # nothing is known already
-            watch = Stopwatch()
-            began = time.perf_counter()
-            family = build_family("bundled:smollm2", Path(folder) / "family", reporter=watch)
-            totals.append(time.perf_counter() - began)
-            tiers = describe(family)
-    stages = {name: round(seconds, 1) for name, seconds in watch.seconds.items()}
-    config = BuildConfig().model_dump(mode="json", exclude_defaults=True)
-    report(
-        {"build_s": spread(totals), "stage_s": stages, "tiers": tiers, "config": config},
-        options.json,
-    )
+    parser.set_defaults(runs=3)
+    parser.add_argument("--family", type=Path, help="folder of a family with distilled tiers")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--work", type=Path, help="where each script's JSON is kept")
+    return parser.parse_args()
 
 
-def describe(family: Family) -> list[dict[str, object]]:
-    out = []
-    for tier in family.tiers:
-        divergence, tools = tier.quality.divergence, tier.quality.tools
-        assert divergence is not None and tools is not None
-        out.append(
-            {
-                "tier": tier.name,
-                "bytes": tier.bytes,
-                "kl_mean": round(divergence.kl_mean, 4),
-                "top1": round(divergence.top1_agreement.value, 4),
-                "tools": round(tools.overall.value, 3),
-            }
-        )
-    return out
+def run(part: str, arguments: list[str], work: Path) -> dict[str, Any] | None:
+    """What a script wrote; None if it failed."""
+    target = work / f"{part}.json"
+    command = [sys.executable, *(str(ROOT / word) for word in PARTS[part]), *arguments]
+    say(f"{part}: {' '.join(command)}")
+    done = subprocess.run([*command, "--json", str(target)], stdout=sys.stderr, check=False)
+    if done.returncode:
+        say(f"{part} failed with exit code {done.returncode}")
+        return None
+    found: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
+    return found
+
+
+def named(part: str, found: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
+    """A script's figures under the names of the table above."""
+    if part == "build":
+        return {"build_seconds": found["build_seconds"], "build_stage_s": found["stage_s"]}
+    if part == "export":
+        return {"export_max_kl": found["export_max_kl"]}
+    if part == "allocation":
+        return {"allocation_kld_ratio": found["allocation_kld_ratio"]}
+    if part == "case_study":
+        return {"case_study": found["worst"]}
+    assert folder is not None
+    quality, fast = chosen(Family.load(folder))
+    figures: dict[str, Any] = {}
+    for key, tier in (("quality_tier", quality), ("fast_tier", fast)):
+        measured = found["tiers"].get(tier.name, {})
+        figures[key] = tier.name
+        figures[f"{key}_retained"] = measured.get("retained")
+        figures[f"{key}_speedup"] = measured.get("speedup")
+    return figures
+
+
+def chosen(family: Family) -> tuple[Tier, Tier]:
+    """The distilled tier of most layers (of two such, the nearest to the base), and the tier that
+    is quickest on this machine."""
+    profiles = family_profiles(family)
+
+    def seconds(tier: Tier) -> float:
+        return profiles[tier.name].seconds(REFERENCE_PROMPT, REFERENCE_REPLY, cold=False)
+
+    def quality(tier: Tier) -> tuple[int, float]:
+        divergence = tier.quality.divergence
+        return tier.layers, -(divergence.kl_mean if divergence is not None else 0.0)
+
+    taught = [tier for tier in family.tiers if tier.lineage.distillation is not None]
+    return max(taught or family.tiers, key=quality), min(family.tiers, key=seconds)
 
 
 if __name__ == "__main__":

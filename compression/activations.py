@@ -164,6 +164,7 @@ class _Collector:
         self._cosines: dict[int, float] = {}
         self._cosine_counts: dict[int, int] = {}
         self._hidden: tuple[int, NDArray[np.float32]] | None = None
+        self._last: tuple[tuple[int, int | None], NDArray[np.float64], int] | None = None
         self.error: BaseException | None = None
         self.callback = lib.ggml_backend_sched_eval_callback(self._on_node)
 
@@ -176,6 +177,7 @@ class _Collector:
                 if weight is not None:
                     self._add_input(weight, tensor.src[1].contents)
                 elif layer is not None:
+                    self._last = None  # the next batch may reuse what this one computed in
                     self._add_hidden(layer, _rows(tensor))
         except BaseException as error:  # noqa: BLE001 - ctypes would print it and go on
             self.error = error
@@ -197,13 +199,19 @@ class _Collector:
         return name if name.startswith("blk.") and name.endswith(".weight") else None
 
     def _add_input(self, name: str, source: _Tensor) -> None:
-        rows = _rows(source)
-        squares = np.einsum("ij,ij->j", rows, rows, dtype=np.float64)
+        # Queries, keys and values have one input, gate and up another: each is summed up once.
+        here = (ctypes.addressof(source), source.data)
+        if self._last is None or self._last[0] != here:
+            rows = _rows(source)
+            # In 32 bits over the rows of one batch, in 64 over batches.
+            sums = np.einsum("ij,ij->j", rows, rows).astype(np.float64)
+            self._last = here, sums, len(rows)
+        _, squares, count = self._last
         if name in self._sums:
             self._sums[name] += squares
         else:
-            self._sums[name] = squares
-        self._counts[name] = self._counts.get(name, 0) + len(rows)
+            self._sums[name] = squares.copy()
+        self._counts[name] = self._counts.get(name, 0) + count
 
     def _add_hidden(self, layer: int, after: NDArray[np.float32]) -> None:
         before, self._hidden = self._hidden, (layer, after)

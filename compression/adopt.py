@@ -180,7 +180,7 @@ def _measured(family: Family, tier: Tier, path: Path, reporter: Reporter) -> Tie
     threads, cheapest = probe().threads, family.tiers[0]
     profile_of(tier.name, path, threads=threads, reporter=reporter)
     measure_drafts({cheapest.name: family.path(cheapest), tier.name: path}, reporter=reporter)
-    tools = success_of(
+    success = success_of(
         tier.name,
         path,
         tasks=known[0].overall.n if known else DEFAULT_TASKS,
@@ -189,7 +189,8 @@ def _measured(family: Family, tier: Tier, path: Path, reporter: Reporter) -> Tie
         threads=threads,
         reporter=reporter,
     )
-    return tier.model_copy(update={"quality": Quality(tools=tools)})
+    quality = Quality(tools=success.result, samples=success.samples)
+    return tier.model_copy(update={"quality": quality})
 
 
 @contextmanager

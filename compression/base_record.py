@@ -6,9 +6,9 @@ import hashlib
 
 import llama_cpp as lib
 
-from tierwise.compression.plan import FULL_PRECISION
 from tierwise.compression.quantize import FILE_TYPES
 from tierwise.compression.source import BaseSource
+from tierwise.compression.tier_source import FULL_PRECISION
 from tierwise.runtime.chat_template import ChatTemplate
 from tierwise.runtime.errors import UnsupportedModelError
 from tierwise.runtime.family import Base

@@ -1,48 +1,40 @@
 """``build_family``: one base model in, a measured family of tiers out.
 
-plan → observe → [prune → quantize] → measure → keep or drop with the reason → publish.
-Every stage is kept by the hash of its inputs: killed at any point, the same call goes on where
-it was, and ``family.json`` comes last. Recovery by distillation belongs between prune and
-quantize, where a pruned checkpoint is at hand.
+[prune → distil students] → plan → observe → quantize → compare → keep or drop with the reason →
+measure what is kept → publish. Every stage is kept by the hash of its inputs: killed at any
+point, the same call goes on where it was, and ``family.json`` comes last.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from tierwise import __version__
-from tierwise.compression.activations import Activations, load_activations, observe
 from tierwise.compression.base_record import describe_base
-from tierwise.compression.front import REFERENCE_PROMPT, REFERENCE_REPLY, Measured, split_front
-from tierwise.compression.measure import Measurements, measure_drafts
-from tierwise.compression.plan import Candidate, Plan, choose_layers, plan_tiers
-from tierwise.compression.quantize import quantize
+from tierwise.compression.choose import Choice, choose
+from tierwise.compression.found_recipe import found_recipe
+from tierwise.compression.make import Artifact, Maker, exact_copy
+from tierwise.compression.measure import (
+    SUITE_CONTEXT,
+    Measurements,
+    measure_drafts,
+    profile_of,
+)
+from tierwise.compression.mixes import find_mixes
+from tierwise.compression.plan import Plan, plan_tiers
+from tierwise.compression.precision.kv import advise_kv
+from tierwise.compression.publish import describe_tier, existing_family, publish
 from tierwise.compression.recipe import BuildConfig
+from tierwise.compression.report.tried import Tried
 from tierwise.compression.reporting import Reporter, Silent
 from tierwise.compression.source import BaseSource, resolve_base
-from tierwise.compression.stages import Stages, content_key, interruptible
-from tierwise.runtime.errors import FamilyError
-from tierwise.runtime.family import MANIFEST, Divergence, Family, Lineage, Quality, Record, Tier
-from tierwise.runtime.files import FileHashes, link_or_copy
-from tierwise.runtime.llama import Model
-from tierwise.runtime.profile import Profile
+from tierwise.compression.stages import Stages, content_key
+from tierwise.compression.tier_source import TierSource, base_source, student_source
+from tierwise.runtime.family import Family, Quality, Record, Tier
 from tierwise.runtime.resources import probe
 
 WORK = ".build"
-
-
-class _Made(Record):
-    """A quantized file."""
-
-    sha256: str
-    bytes: int
-    tensor_types: dict[str, int]
-    imatrix_sha256: str | None
 
 
 class _Done(Record):
@@ -63,26 +55,18 @@ def build_family(
     Args:
         base: A GGUF file, a transformers folder, a Hugging Face id, or ``bundled:smollm2``.
         out: The family's folder. A family that is there already is replaced at the very end.
-        config: Defaults keep three tiers.
+        config: Defaults keep three tiers, quantized only; `BuildConfig.distill` adds students.
         reporter: Hears about stages and dropped tiers.
 
     Raises:
         ModelError: The base is missing, damaged or of an unsupported shape.
         ConfigError: The config cannot be met.
+        MissingExtraError: Distillation is asked for, and its packages are not installed.
         DiskFullError: There is no room. What is finished is kept; the same call goes on.
     """
     config = config or BuildConfig()
     source = resolve_base(os.fspath(base))
     return _Build(source, Path(out), config, reporter or Silent()).run()
-
-
-@dataclass(frozen=True, slots=True)
-class _Artifact:
-    """A candidate that was made."""
-
-    candidate: Candidate
-    record: _Made
-    file: Path
 
 
 class _Build:
@@ -91,7 +75,7 @@ class _Build:
     def __init__(
         self, source: BaseSource, out: Path, config: BuildConfig, reporter: Reporter
     ) -> None:
-        self.gguf = source.gguf
+        self.given = source
         self.out = out
         self.config = config
         self.reporter = reporter
@@ -99,188 +83,171 @@ class _Build:
         self.threads = config.threads or probe().threads
         with reporter.stage("Reading the base model"):
             self.base, self.file_type = describe_base(source)
-        self.measure = Measurements(
-            self.gguf, self.base, config, self.stages, reporter, threads=self.threads
-        )
 
     def run(self) -> Family:
-        key = content_key(base=self.base.sha256, config=self.config.model_dump(mode="json"))
-        done = self.stages.load("done", "last", _Done)
-        if done is not None and done.key == key and (family := self._existing()) is not None:
-            self.reporter.note("This family was built already from the same base and options.")
-            files = {tier.name: family.path(tier) for tier in family.tiers}
-            for name, file in files.items():  # the machine may be another one
-                self.measure.profile(name, file)
-            measure_drafts(files, reporter=self.reporter)
+        if (family := self._finished()) is not None:
             return family
-        plan = plan_tiers(
-            self.gguf, file_type=self.file_type, layers=self.base.layers, config=self.config
-        )
+        sources = self._sources()
+        plan = plan_tiers(sources, file_type=self.file_type, config=self.config)
         for name, reason in plan.skipped.items():
             self.reporter.note(f"not made: {name} ({reason})")
-        seen = self._observe(plan)
-        made = {candidate.name: self._make(candidate, seen) for candidate in plan.candidates}
-        files = {name: artifact.file for name, artifact in made.items()}
-        divergences = self.measure.divergences(files)
-        profiles = {name: self.measure.profile(name, file) for name, file in files.items()}
-        kept, dropped = self._choose(made, divergences, profiles)
-        for name, reason in dropped.items():
-            self.reporter.note(f"dropped: {name} ({reason})")
-        measure_drafts({name: files[name] for name in kept}, reporter=self.reporter)
-        tiers = []
-        for name in kept:
-            tools = self.measure.success(name, files[name])
-            quality = Quality(
-                divergence=divergences[name],
-                tools=tools,
-                kv_q8_0=self.measure.kv_divergence(name, files[name]),
-            )
-            tiers.append((self._tier(made[name], quality), files[name]))
-        family = self._publish(tiers, {**plan.skipped, **dropped})
-        self.stages.save("done", "last", _Done(key=key))
-        return family
-
-    def _existing(self) -> Family | None:
-        try:
-            return Family.load(self.out)
-        except FamilyError:
-            return None
-
-    def _observe(self, plan: Plan) -> Activations:
-        """Importance matrix and block influence, from the calibration tasks."""
-        if not self.config.imatrix and all(c.pruned_layers is not None for c in plan.candidates):
-            return Activations({}, np.full(self.base.layers, np.nan), 0)
-        tokens = self.config.calibration_tokens
-        key = content_key(base=self.base.sha256, tokens=tokens, seed=self.config.seed)
-        store = self.stages.file("activations", key, ".npz")
-        if (known := load_activations(store)) is not None:
-            return known
-        with self.reporter.stage("Observing activations") as progress:
-            documents = self.measure.documents("calibration", tokens)
-            found = interruptible(
-                lambda: observe(self.gguf, documents, threads=self.threads, progress=progress)
-            )
-        found.save(store)
-        return found
-
-    def _make(self, candidate: Candidate, seen: Activations) -> _Artifact:
-        """Prunes and quantizes one candidate."""
-        if candidate.pruned_layers is None:
-            layers = choose_layers(seen.block_influence, candidate.prune_count)
-            candidate = replace(candidate, pruned_layers=layers)
-        key = content_key(
-            base=self.base.sha256,
-            quantization=candidate.quantization,
-            layers=candidate.pruned_layers,
-            calibration=[self.config.calibration_tokens, self.config.seed]
-            if self.config.imatrix
-            else None,
+        readable = exact_copy(
+            sources[0],
+            self.base.dequantized_from is not None,
+            self.stages,
+            self.reporter,
+            threads=self.threads,
         )
-        file = self.stages.file("tier", key, ".gguf")
-        record = self.stages.load("tier", key, _Made)
-        if record is not None:
-            for place in (file, self.out / f"{candidate.name}.gguf"):
-                if place.is_file() and FileHashes.shared().sha256(place) == record.sha256:
-                    return _Artifact(candidate, record, place)
-        imatrix = seen.imatrix if self.config.imatrix and candidate.quantization != "copy" else None
-        with self.reporter.stage(f"Making {candidate.name}") as progress:
-            kinds: dict[str, int] = {}
-            if candidate.quantization == "copy":
-                # The hub's cache holds symbolic links, and a hard link of one leads nowhere.
-                link_or_copy(self.gguf, file)
-            else:
-                kinds = interruptible(
-                    lambda: quantize(
-                        self.gguf,
-                        file,
-                        candidate.quantization,
-                        pruned_layers=candidate.pruned_layers or (),
-                        imatrix=imatrix,
-                        threads=self.threads,
-                        progress=progress,
-                    )
-                )
-            sha256 = FileHashes.shared().sha256(file)
-        record = _Made(
-            sha256=sha256,
-            bytes=file.stat().st_size,
-            tensor_types=kinds,
-            imatrix_sha256=seen.imatrix_sha256 if imatrix else None,
-        )
-        self.stages.save("tier", key, record)
-        return _Artifact(candidate, record, file)
-
-    def _choose(
-        self,
-        made: dict[str, _Artifact],
-        divergences: dict[str, Divergence],
-        profiles: dict[str, Profile],
-    ) -> tuple[list[str], dict[str, str]]:
-        measured = [
-            Measured(
-                name=name,
-                bytes=artifact.record.bytes,
-                seconds=profiles[name].seconds(REFERENCE_PROMPT, REFERENCE_REPLY, cold=False),
-                kl=divergences[name].kl_mean,
-                top1=divergences[name].top1_agreement.value,
-            )
-            for name, artifact in made.items()
-        ]
-        if self.config.keep_all:
-            return [m.name for m in sorted(measured, key=lambda m: m.seconds)], {}
-        front, dropped = split_front(
-            measured, most=self.config.tiers, min_top1=self.config.min_top1
-        )
-        return [tier.name for tier in front], dropped
-
-    def _tier(self, artifact: _Artifact, quality: Quality) -> Tier:
-        candidate, made, file = artifact.candidate, artifact.record, artifact.file
-        with Model(file, no_alloc=True) as model:
-            parameters, layers = model.parameters, model.layers
-            kv_bytes = model.kv_bytes_per_token
-        copied = candidate.quantization == "copy"
-        return Tier(
-            name=candidate.name,
-            file=f"{candidate.name}.gguf",
-            sha256=made.sha256,
-            bytes=made.bytes,
-            parameters=parameters,
-            layers=layers,
-            context_tokens=self.base.context_tokens,
-            kv_bytes_per_token=kv_bytes,
-            lineage=Lineage(
-                origin="built",
-                quantization=self.file_type if copied else candidate.quantization,
-                pruned_layers=candidate.pruned_layers or (),
-                imatrix_sha256=made.imatrix_sha256,
-                tensor_types=made.tensor_types,
+        with Measurements(
+            readable, self.base, self.config, self.stages, self.reporter, threads=self.threads
+        ) as measure:
+            made = self._make(sources, readable, plan, measure)
+            choice = choose(made, sources, measure, self.config)
+            for name, reason in choice.dropped.items():
+                self.reporter.note(f"dropped: {name} ({reason})")
+            tiers = [
+                (self._measured(artifact, sources, measure), artifact.file)
+                for artifact in choice.kept
+            ]
+        tiers.sort(key=lambda item: choice.seconds(item[0].name))
+        measure_drafts({tier.name: file for tier, file in tiers}, reporter=self.reporter)
+        family = publish(
+            self.out,
+            self.base,
+            tiers,
+            _tried(plan, choice, {source.name: source for source in sources}),
+            found_recipe(
+                self.config,
+                [artifact.candidate for artifact in choice.kept],
+                sources[1:],
+                threads=self.threads,
             ),
-            quality=quality,
+            self.stages,
         )
-
-    def _adopted(self, names: list[str]) -> list[Tier]:
-        """Tiers that were adopted into the family that this one replaces; they stay."""
-        before = self._existing()
-        if before is None or before.base.tokenizer_sha256 != self.base.tokenizer_sha256:
-            return []
-        return [t for t in before.tiers if t.lineage.origin == "adopted" and t.name not in names]
-
-    def _publish(self, tiers: list[tuple[Tier, Path]], dropped: dict[str, str]) -> Family:
-        """Puts the files in their places, then writes the manifest; then tidies up."""
-        family = Family(
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            tierwise=__version__,
-            base=self.base,
-            tiers=(*(tier for tier, _ in tiers), *self._adopted([tier.name for tier, _ in tiers])),
-            dropped=dropped,
-        )
-        (self.out / MANIFEST).unlink(missing_ok=True)
-        for tier, file in tiers:
-            place = self.out / tier.file
-            if not (place.exists() and file.samefile(place)):
-                link_or_copy(file, place)
-        family.save(self.out)
-        for leftover in self.stages.folder.iterdir():  # also those of builds that were killed
-            if leftover.suffix in (".gguf", ".part", ".f16"):
-                leftover.unlink()
+        self.stages.save("done", "last", _Done(key=self._key()))
         return family
+
+    def _key(self) -> str:
+        """Of everything that the family hangs on; the user's texts by size and time."""
+        distill = self.config.distill
+        texts = () if distill is None else (*distill.transcripts, *distill.corpus)
+        files = [
+            (str(file), file.stat().st_size, file.stat().st_mtime_ns)
+            for path in texts
+            for file in sorted(path.rglob("*") if path.is_dir() else [path])
+            if file.is_file()
+        ]
+        config = self.config.model_dump(mode="json")
+        return content_key(base=self.base.sha256, config=config, texts=files)
+
+    def _finished(self) -> Family | None:
+        """The family, if this very build made it already."""
+        done = self.stages.load("done", "last", _Done)
+        family = existing_family(self.out)
+        if done is None or family is None or done.key != self._key():
+            return None
+        self.reporter.note("This family was built already from the same base and options.")
+        files = {tier.name: family.path(tier) for tier in family.tiers}
+        runs = self.config.speed_runs
+        for name, file in files.items():  # the machine may be another one
+            profile_of(name, file, threads=self.threads, reporter=self.reporter, runs=runs)
+        measure_drafts(files, reporter=self.reporter)
+        return family
+
+    def _sources(self) -> tuple[TierSource, ...]:
+        """The base, then its students from the largest to the smallest."""
+        base = base_source(self.given.gguf, self.base.sha256, self.base.layers)
+        if self.config.distill is None:
+            return (base,)
+        # torch is needed from here on, and nowhere else.
+        from tierwise.compression.distillation.students import make_students
+
+        students = make_students(
+            self.given, self.config.distill, self.stages, self.reporter, threads=self.threads
+        )
+        return (base, *map(student_source, students))
+
+    def _make(
+        self,
+        sources: Sequence[TierSource],
+        readable: Path,
+        plan: Plan,
+        measure: Measurements,
+    ) -> list[Artifact]:
+        made = []
+        for source in sources:
+            maker = Maker(
+                source,
+                source.gguf if source.name else readable,
+                self.out,
+                self.config,
+                self.stages,
+                self.reporter,
+                measure,
+                threads=self.threads,
+            )
+            own = [one for one in plan.candidates if one.source == source.name]
+            made += [maker.make(candidate) for candidate in own]
+            if self.config.mixed and not self.config.candidates:
+                mixes, skipped = find_mixes(
+                    source,
+                    maker,
+                    own,
+                    measure,
+                    self.config,
+                    self.stages,
+                    self.reporter,
+                    threads=self.threads,
+                )
+                plan.skipped.update(skipped)
+                made += [maker.make(candidate) for candidate in mixes]
+        return made
+
+    def _measured(
+        self, artifact: Artifact, sources: Sequence[TierSource], measure: Measurements
+    ) -> Tier:
+        """The tier with all that is measured of kept ones."""
+        name, file = artifact.candidate.name, artifact.file
+        profile = measure.profile(name, file)
+        success = measure.success(name, file)
+        quality = Quality(
+            divergence=measure.divergence(name, file),
+            tools=success.result,
+            kv_q8_0=measure.kv_divergence(name, file),
+            samples=success.samples,
+        )
+        source = next(one for one in sources if one.name == artifact.candidate.source)
+        tier = describe_tier(artifact, source, self.base, self.file_type, quality)
+        advice = advise_kv(tier, profile, context_tokens=min(SUITE_CONTEXT, tier.context_tokens))
+        if advice.kv_type != tier.kv_type:
+            self.reporter.note(
+                f"{name}: a KV cache of {advice.kv_type} is worth it ({advice.reason})"
+            )
+        return tier
+
+
+def _tried(plan: Plan, choice: Choice, sources: dict[str, TierSource]) -> list[Tried]:
+    """Every candidate with what is known of it, for the report."""
+    found = [Tried(name=name, kept=False, reason=why) for name, why in plan.skipped.items()]
+    for artifact in choice.made:
+        candidate = artifact.candidate
+        one = Tried(
+            name=candidate.name,
+            bytes=artifact.record.bytes,
+            layers=sources[candidate.source].layers - candidate.prune_count,
+            quantization="mixed" if candidate.overrides else candidate.quantization,
+            kept=candidate.name not in choice.dropped,
+            reason=choice.dropped.get(candidate.name, ""),
+        )
+        if (screened := choice.screened.get(candidate.name)) is not None:
+            one = one.model_copy(
+                update={
+                    "prefill_s": screened.prefill_s,
+                    "decode_s": screened.decode_s,
+                    "seconds": screened.prefill_s + screened.decode_s,
+                    "kl_mean": screened.divergence.kl_mean,
+                    "top1": screened.divergence.top1_agreement.value,
+                }
+            )
+        found.append(one)
+    return found

@@ -1,34 +1,55 @@
-"""The Pareto front over bytes, seconds and divergence: which tiers stay, and why the rest go."""
+"""The Pareto front over bytes, seconds of prefill and of decode, and divergence: which tiers stay,
+and why the rest go."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 REFERENCE_PROMPT = 300
 REFERENCE_REPLY = 40
 """Tokens of the agent call by which tiers are compared (a tool prompt and one tool call)."""
 
-NOISE = 0.03
+NOISE = 0.05
 """Two tiers whose seconds differ by less are equally fast: a machine's noise is no merit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A tier's three costs; less is better in each."""
+    """A tier's four costs; less is better in each.
+
+    Args:
+        prefill_s, decode_s: Of the reference call's prompt and reply.
+        kl: KL(base ‖ tier), mean in nats per token. It stands for quality: top-1 agreement,
+            perplexity and the KL's tail go with it, and task success is too coarse to compare
+            tiers that are near each other.
+        top1: Share of tokens on which it agrees with the base.
+        distilled: Its KL says little of what it can do; see `split_front`.
+    """
 
     name: str
     bytes: int
-    seconds: float
+    prefill_s: float
+    decode_s: float
     kl: float
     top1: float
+    distilled: bool = False
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole reference call."""
+        return self.prefill_s + self.decode_s
 
 
 def split_front(
     tiers: Sequence[Measured], *, most: int, min_top1: float
 ) -> tuple[list[Measured], dict[str, str]]:
-    """Keeps the front, at most ``most`` of it.
+    """Keeps the front, at most ``most`` of it; of two or more, the best and the fastest stay.
+
+    Args:
+        min_top1: Tiers that agree less with the base go. Not so distilled ones, which are
+            judged by what they can do: `far_from_able`.
 
     Returns:
         The kept ones from fastest to slowest, and for each of the others the reason.
@@ -36,7 +57,7 @@ def split_front(
     dropped: dict[str, str] = {}
     best = min(tiers, key=lambda tier: tier.kl)
     for tier in tiers:
-        if tier.top1 < min_top1 and tier is not best:
+        if tier.top1 < min_top1 and not tier.distilled and tier is not best:
             dropped[tier.name] = (
                 f"too far from the base: it agrees on {tier.top1:.0%} of tokens, "
                 f"{min_top1:.0%} are asked for"
@@ -48,8 +69,8 @@ def split_front(
             rival = min(rivals[tier.name], key=lambda other: len(rivals[other.name]))
             dropped[tier.name] = (
                 f"{rival.name} beats it: {rival.bytes / 1e6:,.0f} against "
-                f"{tier.bytes / 1e6:,.0f} MB, {rival.seconds:.2f} against {tier.seconds:.2f} s "
-                f"a call, KL {rival.kl:.4f} against {tier.kl:.4f}"
+                f"{tier.bytes / 1e6:,.0f} MB, {_seconds(rival)} against {_seconds(tier)} s a "
+                f"call, KL {rival.kl:.4f} against {tier.kl:.4f}"
             )
     front = [tier for tier in alive if tier.name not in dropped]
     while len(front) > most:
@@ -59,11 +80,45 @@ def split_front(
     return sorted(front, key=lambda tier: tier.seconds), dropped
 
 
+def far_from_able(
+    tiers: Sequence[Measured], success: Mapping[str, float], *, min_tools: float
+) -> dict[str, str]:
+    """Distilled tiers that do too little of what the best tier does, and why they go.
+
+    Args:
+        tiers: Kept ones.
+        success: Share of the suite's tasks that each did.
+        min_tools: Share of the best tier's success (by KL) that must be left.
+    """
+    best = min(tiers, key=lambda tier: tier.kl)
+    return {
+        tier.name: (
+            f"it does {success[tier.name]:.0%} of the tool tasks and {best.name} "
+            f"{success[best.name]:.0%}; at least {min_tools:.0%} of that are asked for"
+        )
+        for tier in tiers
+        if tier.distilled
+        and tier is not best
+        and success[tier.name] < min_tools * success[best.name]
+    }
+
+
 def _beats(a: Measured, b: Measured) -> bool:
-    """Whether ``a`` is at least as good in all three and better in one (beyond noise)."""
-    if a is b or a.bytes > b.bytes or a.kl > b.kl or a.seconds > b.seconds * (1 + NOISE):
+    """Whether ``a`` is at least as good in all four and better in one (beyond noise)."""
+    if a is b or a.bytes > b.bytes or a.kl > b.kl:
         return False
-    return a.bytes < b.bytes or a.kl < b.kl or a.seconds < b.seconds * (1 - NOISE)
+    if _slower(a.prefill_s, b.prefill_s) or _slower(a.decode_s, b.decode_s):
+        return False
+    faster = _slower(b.prefill_s, a.prefill_s) or _slower(b.decode_s, a.decode_s)
+    return a.bytes < b.bytes or a.kl < b.kl or faster
+
+
+def _seconds(tier: Measured) -> str:
+    return f"{tier.prefill_s:.2f} + {tier.decode_s:.2f}"
+
+
+def _slower(a: float, b: float) -> bool:
+    return a > b * (1 + NOISE)
 
 
 def _most_replaceable(front: Sequence[Measured]) -> Measured:

@@ -2,48 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
+from typing import Self
 
+import numpy as np
+
+from tierwise.compression.front import REFERENCE_PROMPT, REFERENCE_REPLY
 from tierwise.compression.recipe import BuildConfig
 from tierwise.compression.reporting import Reporter
 from tierwise.compression.stages import Stages, content_key
 from tierwise.evaluation.divergence import BaseDistribution, kv_divergence
 from tierwise.evaluation.drafting import measure_drafting, worth_measuring
 from tierwise.evaluation.profiling import measure_profile
-from tierwise.evaluation.success import measure_success
+from tierwise.evaluation.quick_speed import quick_speed
+from tierwise.evaluation.success import Outcome, run_suite
 from tierwise.evaluation.task_generator import generate_tasks
+from tierwise.evaluation.tasks import SUITE_NAME, Task, summarize
 from tierwise.evaluation.texts import chat_documents, take_tokens
 from tierwise.evaluation.tool_catalog import Split
+from tierwise.runtime.chat import Reply
 from tierwise.runtime.chat_template import ChatTemplate
 from tierwise.runtime.errors import OutOfMemoryError, UnsupportedModelError
-from tierwise.runtime.family import Base, Divergence, Record, SuiteResult
+from tierwise.runtime.family import Base, Divergence, Record, Sample, SuiteResult
 from tierwise.runtime.files import FileHashes
 from tierwise.runtime.llama import Model
 from tierwise.runtime.loaded_tier import LoadedTier
-from tierwise.runtime.profile import Profile, load_profile, save_profile
+from tierwise.runtime.profile import Profile, load_profile, machine_fingerprint, save_profile
 
-KV_TOKENS = 4096
-"""Of the held-out text, for the divergence that a KV cache of q8_0 brings."""
+SAMPLES = 6
+"""Tasks of the suite whose replies are kept, to be read side by side."""
 
 SUITE_CONTEXT = 8192
 _HELD_OUT_SEED = 1_000_000  # added to the config's, so that suite and held-out text differ
 
 
-def profile_of(name: str, file: Path, *, threads: int, reporter: Reporter) -> Profile:
+def profile_of(
+    name: str, file: Path, *, threads: int, reporter: Reporter, runs: int = 3
+) -> Profile:
     """A tier's speed and memory on this machine, measured unless that was done already.
 
-    Profiles from before steps were measured are made anew.
+    Profiles of fewer runs, or from before steps were measured, are made anew.
     """
     sha256 = FileHashes.shared().sha256(file)
     known = load_profile(sha256)
-    if known is not None and known.threads == threads and known.step_s:
+    if known is not None and known.threads == threads and known.step_s and known.runs >= runs:
         return known
     with reporter.stage(f"Speed of {name}") as progress:
-        profile = measure_profile(file, sha256, threads=threads, progress=progress)
-        profile = measure_drafting(file, profile)
+        profile = measure_profile(file, sha256, threads=threads, runs=runs, progress=progress)
+        profile = measure_drafting(file, profile, runs=min(runs, 2))
     save_profile(profile)
     return profile
 
@@ -66,6 +75,13 @@ def measure_drafts(files: Mapping[str, Path], *, reporter: Reporter) -> None:
                 save_profile(measure_drafting(file, profile, smaller=tiers[0][1:]))
 
 
+class Success(Record):
+    """What a tier did on the suite, and some of its replies."""
+
+    result: SuiteResult
+    samples: tuple[Sample, ...]
+
+
 def success_of(
     name: str,
     file: Path,
@@ -75,7 +91,7 @@ def success_of(
     context_tokens: int,
     threads: int,
     reporter: Reporter,
-) -> SuiteResult:
+) -> Success:
     """A tier's success on so many tasks of the tool-calling suite.
 
     Args:
@@ -86,7 +102,38 @@ def success_of(
         LoadedTier(file, n_ctx=min(SUITE_CONTEXT, context_tokens), threads=threads) as tier,
     ):
         suite = generate_tasks(tasks, seed=seed, split="test")
-        return measure_success(tier, suite, seed=seed, progress=progress)
+        outcomes = run_suite(tier, suite, progress=progress)
+    passed = [outcome.passed for outcome in outcomes]
+    picks = np.linspace(0, len(outcomes) - 1, min(SAMPLES, len(outcomes))).round().astype(int)
+    return Success(
+        result=summarize(suite, passed, suite=SUITE_NAME, seed=seed),
+        samples=tuple(_sample(outcomes[pick]) for pick in picks),
+    )
+
+
+def _sample(outcome: Outcome[Task]) -> Sample:
+    asked = (m.content for m in reversed(outcome.task.call.messages) if m.role == "user")
+    return Sample(
+        task=outcome.task.id,
+        prompt=next(asked, ""),
+        reply=_text(outcome.reply),
+        expected=_text(outcome.task.expected),
+        passed=outcome.passed,
+    )
+
+
+def _text(reply: Reply) -> str:
+    """The reply's words, then its tool calls, a line each."""
+    lines = [reply.text.strip(), *(call.to_json() for call in reply.tool_calls)]
+    return "\n".join(filter(None, lines))
+
+
+class Screened(Record):
+    """What candidates are compared by. Seconds are of the reference call's prompt and reply."""
+
+    divergence: Divergence
+    prefill_s: float
+    decode_s: float
 
 
 class _KVDivergence(Record):
@@ -99,14 +146,15 @@ class Measurements:
     """Divergence, speed and task success of GGUF files.
 
     Args:
-        gguf: The base's file.
+        readable: The base's weights in a file that llama.cpp reads quickly: what divergence is
+            from.
         base: Its record.
         stages: Where results are kept (profiles are kept with the machine's own).
     """
 
     def __init__(
         self,
-        gguf: Path,
+        readable: Path,
         base: Base,
         config: BuildConfig,
         stages: Stages,
@@ -114,49 +162,75 @@ class Measurements:
         *,
         threads: int,
     ) -> None:
-        self._gguf = gguf
+        self._readable = readable
         self._base = base
         self._config = config
         self._stages = stages
         self._reporter = reporter
         self._threads = threads
+        self._reference: BaseDistribution | None = None
 
-    def divergences(self, files: Mapping[str, Path]) -> dict[str, Divergence]:
-        """Of each named file from the base, on text that calibration did not see."""
-        keys = {
-            name: content_key(
-                base=self._base.sha256,
-                tier=FileHashes.shared().sha256(file),
-                tokens=self._config.held_out_tokens,
-                seed=self._config.seed,
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Removes the base's log-probabilities."""
+        if self._reference is not None:
+            self._reference.close()
+            self._reference = None
+
+    def screen(self, name: str, file: Path) -> Screened:
+        """A candidate's divergence and speed on little text: enough to choose by."""
+        key = content_key(
+            base=self._base.sha256,
+            tier=FileHashes.shared().sha256(file),
+            tokens=self._config.screen_tokens,
+            seed=self._config.seed,
+            machine=machine_fingerprint(),
+            threads=self._threads,
+        )
+        if (known := self._stages.load("screened", key, Screened)) is not None:
+            return known
+        reference = self._read_base()
+        with self._reporter.stage(f"Comparing {name}") as progress:
+            tokens = min(self._config.screen_tokens, self._config.held_out_tokens)
+            divergence = reference.compare(
+                file, tokens=tokens, threads=self._threads, progress=progress
             )
-            for name, file in files.items()
-        }
-        out: dict[str, Divergence] = {}
-        for name, key in keys.items():
-            if (known := self._stages.load("divergence", key, Divergence)) is not None:
-                out[name] = known
-        missing = [name for name in files if name not in out]
-        if not missing:
-            return out
-        reference = self._reference()
-        try:
-            for name in missing:
-                with self._reporter.stage(f"Divergence of {name}") as progress:
-                    out[name] = reference.compare(
-                        files[name], threads=self._threads, progress=progress
-                    )
-                self._stages.save("divergence", keys[name], out[name])
-        finally:
-            reference.close()
-        return out
+            speed = quick_speed(
+                file,
+                prompt_tokens=REFERENCE_PROMPT,
+                reply_tokens=REFERENCE_REPLY,
+                threads=self._threads,
+            )
+        found = Screened(divergence=divergence, prefill_s=speed.prefill_s, decode_s=speed.decode_s)
+        self._stages.save("screened", key, found)
+        return found
+
+    def divergence(self, name: str, file: Path) -> Divergence:
+        """From the base, on text that calibration did not see."""
+        key = content_key(
+            base=self._base.sha256,
+            tier=FileHashes.shared().sha256(file),
+            tokens=self._config.held_out_tokens,
+            seed=self._config.seed,
+        )
+        if (known := self._stages.load("divergence", key, Divergence)) is not None:
+            return known
+        reference = self._read_base()
+        with self._reporter.stage(f"Divergence of {name}") as progress:
+            found = reference.compare(file, threads=self._threads, progress=progress)
+        self._stages.save("divergence", key, found)
+        return found
 
     def kv_divergence(self, name: str, file: Path) -> Divergence | None:
         """Of the tier with a KV cache of q8_0 from itself with one of f16.
 
-        None if its heads are of a size that q8_0 cannot hold.
+        None if its heads are of a size that q8_0 cannot hold, or if it is not to be measured.
         """
-        limit = min(KV_TOKENS, self._config.held_out_tokens)
+        limit = self._config.kv_tokens
+        if not limit:
+            return None
         sha256 = FileHashes.shared().sha256(file)
         key = content_key(tier=sha256, kv="q8_0", tokens=limit, seed=self._config.seed)
         if (known := self._stages.load("kv-divergence", key, _KVDivergence)) is not None:
@@ -169,32 +243,43 @@ class Measurements:
         self._stages.save("kv-divergence", key, _KVDivergence(divergence=found))
         return found
 
-    def _reference(self) -> BaseDistribution:
-        with self._reporter.stage("Reading held-out text with the base") as progress:
-            return BaseDistribution(
-                self._gguf,
-                self._held_out(self._config.held_out_tokens),
-                self._stages.file("base", "logprobs", ".f16"),
-                threads=self._threads,
-                progress=progress,
-            )
+    def _read_base(self) -> BaseDistribution:
+        """The base's answers to the held-out text, read once for all candidates."""
+        if self._reference is None:
+            with self._reporter.stage("Reading held-out text with the base") as progress:
+                self._reference = BaseDistribution(
+                    self._readable,
+                    self._held_out(self._config.held_out_tokens),
+                    self._stages.file("base", "logprobs", ".f16"),
+                    threads=self._threads,
+                    progress=progress,
+                )
+        return self._reference
+
+    def calibration_tokens(self, limit: int) -> list[list[int]]:
+        """So many tokens of the text that importance matrices are made from, in documents."""
+        texts = self.documents("calibration", limit)
+        return self._tokenized(texts, limit)
 
     def _held_out(self, limit: int) -> list[list[int]]:
         """So many tokens of text that calibration did not see, in documents."""
-        texts = self.documents("test", limit, seed_offset=_HELD_OUT_SEED)
-        with Model(self._gguf, vocab_only=True) as model:
+        return self._tokenized(self.documents("test", limit, seed_offset=_HELD_OUT_SEED), limit)
+
+    def _tokenized(self, texts: Sequence[str], limit: int) -> list[list[int]]:
+        with Model(self._readable, vocab_only=True) as model:
             longest = self._base.context_tokens
             return take_tokens([model.tokenize(text)[:longest] for text in texts], limit)
 
     def profile(self, name: str, file: Path) -> Profile:
         """Speed and memory on this machine."""
-        return profile_of(name, file, threads=self._threads, reporter=self._reporter)
+        runs = self._config.speed_runs
+        return profile_of(name, file, threads=self._threads, reporter=self._reporter, runs=runs)
 
-    def success(self, name: str, file: Path) -> SuiteResult:
+    def success(self, name: str, file: Path) -> Success:
         """Success on the tool-calling suite."""
         seed, size = self._config.seed, self._config.suite_tasks
         key = content_key(tier=FileHashes.shared().sha256(file), tasks=size, seed=seed)
-        known = self._stages.load("tools", key, SuiteResult)
+        known = self._stages.load("tools", key, Success)
         if known is not None:
             return known
         result = success_of(
@@ -211,7 +296,7 @@ class Measurements:
 
     def documents(self, split: Split, tokens: int, *, seed_offset: int = 0) -> tuple[str, ...]:
         """Chat-templated agent tasks with their answers, at least that many tokens together."""
-        with Model(self._gguf, vocab_only=True) as model:
+        with Model(self._readable, vocab_only=True) as model:
             template = ChatTemplate.of(model)
             longest, size = self._base.context_tokens, 16
             while True:

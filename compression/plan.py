@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tierwise.compression.quantize import plan_quantization
 from tierwise.compression.recipe import BuildConfig, TierRecipe
+from tierwise.compression.tier_source import FULL_PRECISION, TierSource
+from tierwise.runtime.context import KVType
 from tierwise.runtime.errors import ConfigError
 
 LADDER = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M")
@@ -20,27 +21,37 @@ MIN_STEP = 0.08
 """A type must save this share of the type above it; fallbacks often eat the difference."""
 
 PRUNE_SHARE = 0.1
-"""Of the layers, for the pruned candidate. More needs distillation to be of use."""
+"""Of the layers, for the pruned candidate of a thorough build. More needs distillation."""
 
 PROTECTED = 2
 """Layers at either end that are never pruned."""
 
-FULL_PRECISION = ("F32", "F16", "BF16")
+BEST_TYPE = "Q8_0"
+"""The most exact type that is worth its bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A tier that may be made.
 
-    ``quantization`` is "copy" for the base as it is.
+    Args:
+        quantization: llama.cpp file type, or "copy" for the base as it is.
+        prune_count: Layers of the source that go.
+        pruned_layers: Their numbers; None until they are chosen.
+        bytes: Of its file; of a searched mix about so many until it is found.
+        source: The student that it is made of; empty for the base.
+        overrides: Tensor types by name in the source.
+        kv_type: Of its keys and values when it runs.
     """
 
     name: str
     quantization: str
     prune_count: int
     pruned_layers: tuple[int, ...] | None
-    """None until they are chosen."""
     bytes: int
+    source: str = ""
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    kv_type: KVType = "f16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +61,24 @@ class Plan:
     """Names of those not worth making, and why."""
 
 
-def plan_tiers(source: Path, *, file_type: str, layers: int, config: BuildConfig) -> Plan:
+def plan_tiers(sources: Sequence[TierSource], *, file_type: str, config: BuildConfig) -> Plan:
     """Chooses candidates from exact sizes.
 
     Args:
-        source: The base's GGUF file.
+        sources: The base first, then its students.
         file_type: The base's own type; a quantized base is itself a candidate.
-        layers: Of the base.
 
     Raises:
-        ConfigError: Nothing fits ``config.max_bytes``; says what the smallest would take.
+        ConfigError: Nothing fits ``config.max_bytes``; says what the smallest would take. Or a
+            recipe's source is not there.
     """
-    recipes = config.candidates or _default_recipes(file_type, layers)
-    sized = [_size(source, recipe, file_type, layers) for recipe in recipes]
+    base, *students = sources
+    recipes = config.candidates or (
+        *_default_recipes(file_type, base.layers, prune=_prunes(config)),
+        *(recipe for student in students for recipe in _student_recipes(student)),
+    )
+    by_name = {source.name: source for source in sources}
+    sized = [_size(_source_of(recipe, by_name), recipe, file_type) for recipe in recipes]
     names = [candidate.name for candidate in sized]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(
@@ -72,11 +88,8 @@ def plan_tiers(source: Path, *, file_type: str, layers: int, config: BuildConfig
     skipped: dict[str, str] = {}
     fitting = []
     for candidate in sized:
-        if config.max_bytes is not None and candidate.bytes > config.max_bytes:
-            skipped[candidate.name] = (
-                f"{candidate.bytes / 1e6:,.0f} MB is over the limit of "
-                f"{config.max_bytes / 1e6:,.0f} MB"
-            )
+        if (reason := too_large(candidate.bytes, config)) is not None:
+            skipped[candidate.name] = reason
         else:
             fitting.append(candidate)
     if not fitting:
@@ -86,15 +99,44 @@ def plan_tiers(source: Path, *, file_type: str, layers: int, config: BuildConfig
             f"{smallest.bytes:,} bytes. Raise the limit or take a smaller base."
         )
     if not config.candidates:
-        fitting = _spread(_steps(fitting, skipped), config.tiers + 2, skipped)
+        own = [candidate for candidate in fitting if not candidate.source]
+        taught = [candidate for candidate in fitting if candidate.source]
+        room = config.tiers + 2 - len(students)
+        fitting = [*_spread(_steps(own, skipped), max(1, room), skipped), *taught]
     return Plan(tuple(fitting), skipped)
 
 
-def _default_recipes(file_type: str, layers: int) -> list[TierRecipe]:
+def too_large(size: int, config: BuildConfig) -> str | None:
+    """Why a tier of so many bytes cannot be, if it is over the limit."""
+    if config.max_bytes is None or size <= config.max_bytes:
+        return None
+    return f"{size / 1e6:,.0f} MB is over the limit of {config.max_bytes / 1e6:,.0f} MB"
+
+
+def _source_of(recipe: TierRecipe, sources: Mapping[str, TierSource]) -> TierSource:
+    if recipe.source in sources:
+        return sources[recipe.source]
+    known = ", ".join(repr(name) for name in sources if name) or "none (`distill` makes them)"
+    raise ConfigError(f"the recipe has a tier of student {recipe.source!r}; students are: {known}")
+
+
+def _default_recipes(file_type: str, layers: int, *, prune: bool) -> list[TierRecipe]:
     copies = [] if file_type in FULL_PRECISION else [TierRecipe(quantization="copy")]
     types = [TierRecipe(quantization=name) for name in LADDER if name != file_type]
     pruned = [TierRecipe(quantization="Q8_0", prune=PRUNE_SHARE)]
-    return [*copies, *types, *(pruned if _prune_count(layers, PRUNE_SHARE) else [])]
+    return [*copies, *types, *(pruned if prune and _prune_count(layers, PRUNE_SHARE) else [])]
+
+
+def _student_recipes(student: TierSource) -> list[TierRecipe]:
+    """The most exact type and the one that it was trained to be rounded to."""
+    types = dict.fromkeys(filter(None, (BEST_TYPE, student.trained_for)))
+    return [TierRecipe(source=student.name, quantization=kind) for kind in types]
+
+
+def _prunes(config: BuildConfig) -> bool:
+    """Whether a pruned tier without recovery is tried: it hardly ever stays, and students are
+    better in every way."""
+    return config.effort == "thorough" and config.distill is None
 
 
 def _prune_count(layers: int, share: float) -> int:
@@ -102,28 +144,46 @@ def _prune_count(layers: int, share: float) -> int:
     return min(round(layers * share), max(0, layers - 2 * PROTECTED - 1))
 
 
-def _size(source: Path, recipe: TierRecipe, file_type: str, layers: int) -> Candidate:
+def _size(source: TierSource, recipe: TierRecipe, file_type: str) -> Candidate:
     if isinstance(recipe.prune, tuple):
-        wrong = [layer for layer in recipe.prune if not 0 <= layer < layers]
+        wrong = [layer for layer in recipe.prune if not 0 <= layer < source.layers]
         if wrong:
-            raise ConfigError(f"the recipe prunes layers {wrong}; the base has 0 to {layers - 1}")
+            raise ConfigError(
+                f"the recipe prunes layers {wrong}; the base has 0 to {source.layers - 1}"
+            )
         chosen: tuple[int, ...] | None = tuple(sorted(set(recipe.prune)))
         count = len(chosen or ())
     else:
-        count = _prune_count(layers, recipe.prune)
+        count = _prune_count(source.layers, recipe.prune)
         chosen = None if count else ()
     if recipe.quantization == "copy":
-        name, size = file_type.lower(), source.stat().st_size
+        name, size = file_type.lower(), source.gguf.stat().st_size
         if count:
             raise ConfigError("a tier with quantization 'copy' cannot be pruned; name a type")
     else:
         name = recipe.quantization.lower()
         # All layers of a decoder are of one size, so any will do until they are chosen.
         layers_out = chosen if chosen is not None else range(PROTECTED, PROTECTED + count)
-        size = plan_quantization(source, recipe.quantization, pruned_layers=layers_out).bytes
+        size = plan_quantization(
+            source.gguf,
+            recipe.quantization,
+            pruned_layers=layers_out,
+            overrides=recipe.overrides,
+        ).bytes
     if count:
-        name = f"d{layers - count}-{name}"
-    return Candidate(recipe.name or name, recipe.quantization, count, chosen, size)
+        name = f"d{source.layers - count}-{name}"
+    if source.name:
+        name = f"{source.name}-{name}"
+    return Candidate(
+        recipe.name or name,
+        recipe.quantization,
+        count,
+        chosen,
+        size,
+        source=source.name,
+        overrides=recipe.overrides,
+        kv_type=recipe.kv_type,
+    )
 
 
 def _steps(candidates: Sequence[Candidate], skipped: dict[str, str]) -> list[Candidate]:

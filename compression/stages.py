@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from tierwise.runtime.files import write_atomically
 
-FORMAT = 1
+FORMAT = 2
 """Raise it when a stage computes something else than before from the same inputs."""
 
 M = TypeVar("M", bound=BaseModel)

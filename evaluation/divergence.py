@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tierwise.evaluation.tasks import wilson_interval
+from tierwise.evaluation.texts import take_tokens
 from tierwise.runtime.context import Context, KVType
 from tierwise.runtime.errors import UnsupportedModelError
 from tierwise.runtime.family import Divergence
@@ -72,23 +73,38 @@ class BaseDistribution:
         self._predicted = _predicted(documents)
         self.perplexity = math.exp(nll / self._predicted)
 
-    def compare(self, tier: Path, *, threads: int, progress: Progress | None = None) -> Divergence:
+    def compare(
+        self,
+        tier: Path,
+        *,
+        threads: int,
+        tokens: int | None = None,
+        progress: Progress | None = None,
+    ) -> Divergence:
         """Measures a tier against the base.
+
+        Args:
+            tokens: So many of the first; None for all.
 
         Raises:
             UnsupportedModelError: The tier has another vocabulary.
         """
-        tally = _Tally()
+        documents = self.documents if tokens is None else take_tokens(self.documents, tokens)
+        tally, base_nll = _Tally(), 0.0
         with Model(tier) as model:
             if model.vocab_size != self.vocab_size:
                 raise UnsupportedModelError(
                     f"{tier.name!r} has a vocabulary of {model.vocab_size} tokens, the base has "
                     f"{self.vocab_size}: they cannot be compared token by token"
                 )
-            for row, logits, following in _batches(model, self.documents, threads, progress):
+            for row, logits, following in _batches(model, documents, threads, progress):
                 base = self._rows[row : row + len(logits)].astype(np.float32)
+                base_nll += _nll(base, following)
                 tally.add(base, _log_softmax(logits), following)
-        return tally.divergence(self.perplexity, self._predicted)
+        if tokens is None:
+            return tally.divergence(self.perplexity, self._predicted)
+        predicted = _predicted(documents)
+        return tally.divergence(math.exp(base_nll / predicted), predicted)
 
     def close(self) -> None:
         """Removes the file."""
@@ -147,9 +163,11 @@ class _Tally:
     def divergence(self, base_perplexity: float, predicted: int) -> Divergence:
         """The figures; ``predicted`` tokens had one before them."""
         kl = np.concatenate(self._kls)
+        mean = float(kl.mean(dtype=np.float64))
         return Divergence(
             tokens=kl.size,
-            kl_mean=max(0.0, float(kl.mean(dtype=np.float64))),
+            # A tier whose logits are not finite is as far away as can be.
+            kl_mean=max(0.0, mean) if math.isfinite(mean) else math.inf,
             kl_p999=float(np.quantile(kl, 0.999)),
             top1_agreement=wilson_interval(self._agreed, kl.size),
             perplexity=math.exp(self._nll / predicted),

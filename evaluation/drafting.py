@@ -86,7 +86,7 @@ def measure_drafting(
         profile: Of that file, with the costs of steps.
         smaller: A tier that might draft for it, and its profile; by default only prompt lookup
             is measured.
-        runs: Of which each gain is the median.
+        runs: Of which each gain is the median; a single one makes one reply only.
 
     Raises:
         ModelError: A file cannot be loaded.
@@ -113,7 +113,8 @@ def _gain(
         tier = load(path, profile)
         if smaller is not None and not tier.engine.draft_with(load(*smaller).engine):
             return 1.0  # another vocabulary: nothing is drafted, nothing gained
-        seconds = _timed(tier, [_call(text) for text in _TEXTS])
+        texts = _TEXTS if runs > 1 else _TEXTS[:1]
+        seconds = _timed(tier, [_call(text) for text in texts])
         seconds({})  # reads the prompts
         ratios = [seconds({}) / seconds({source: float("inf")}) for _ in range(runs)]
     return statistics.median(ratios)

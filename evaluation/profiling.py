@@ -37,6 +37,8 @@ from tierwise.runtime.scheduler import OUTPUTS, SEQUENCES
 
 PREFILL_TOKENS = 512
 DECODE_TOKENS = 48
+WARM_UP_TOKENS = 4
+"""Of the reply before a single run."""
 STEP_TOKENS = (1, 2, 4, 8, 16)
 STEP_SEQUENCES = (1, 2, 4, 8)
 STEP_RUNS = 8
@@ -153,7 +155,7 @@ def _measure(
             grammars.matcher("start: /a/")  # builds the token trie
             grammars.close()
             progress("warm-up", 0.1)
-            _time_call(context, prompt, decode_tokens)
+            _time_call(context, prompt, decode_tokens if runs > 1 else WARM_UP_TOKENS)
             resident = psutil.Process().memory_info().rss - before
             cells = context.n_ctx
             timings = []
@@ -171,7 +173,8 @@ def _measure(
             suppress(UnsupportedModelError),
             _context(model, n_ctx, threads, kv_type="q8_0") as context,
         ):
-            _time_call(context, prompt, decode_tokens)
+            if runs > 1:  # else the machine is warm from the run with f16
+                _time_call(context, prompt, decode_tokens)
             timings = [_time_call(context, prompt, decode_tokens) for _ in range(runs)]
             prefill, decode = (statistics.median(times) for times in zip(*timings, strict=True))
             kv_speed = {"prefill": prefill_s / prefill, "decode": decode_s / decode}

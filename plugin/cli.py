@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from tierwise import __version__
+from tierwise.plugin import build_options as options
 from tierwise.runtime.errors import TierwiseError
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ AsJson = Annotated[
     bool, typer.Option("--json", callback=_note_json, help="Print one JSON document instead.")
 ]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The family's folder.")]
+Plot = Annotated[bool, typer.Option("--plot", help="Open its report, with plots, in the browser.")]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="For llama.cpp; all usable cores by default.")
 ]
@@ -143,43 +145,42 @@ def _budget(seconds: float | None, memory: str | None, quality: float | None) ->
 @app.command()
 def build(
     ctx: typer.Context,
-    base: Annotated[
-        str,
-        typer.Argument(
-            help="A GGUF file (./model.gguf), a transformers folder, bundled:smollm2, or a "
-            "Hugging Face id (org/name, org/name@revision, org/name:file.gguf)."
-        ),
-    ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the family.")],
-    tiers: Annotated[
-        int | None, typer.Option(help="How many to keep at most; 3 by default.")
-    ] = None,
-    max_bytes: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Largest file allowed, such as 2GiB.")
-    ] = None,
-    recipe: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="YAML file with build options; options given here win."),
-    ] = None,
+    base: options.Base,
+    out: options.Out,
+    tiers: options.Tiers = None,
+    max_bytes: options.MaxBytes = None,
+    distill_minutes: options.Minutes = None,
+    transcripts: options.Transcripts = None,
+    corpus: options.Corpus = None,
+    mixed: options.Mixed = None,
+    effort: options.EffortName = None,
+    recipe: options.Recipe = None,
     threads: Threads = None,
-    seed: Annotated[int | None, typer.Option(help="Of all texts and tasks.")] = None,
+    seed: options.Seed = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a family of tiers from one base model.
 
-    Plans candidates, quantizes and prunes, measures divergence, speed and task success, and
-    keeps the best. Stop it whenever you like: the same command goes on where it was.
+    Prunes and teaches students if asked to, quantizes, measures, and keeps the best. Stop it
+    whenever you like: the same command goes on. DIR/recipe.yaml makes the same tiers again.
 
     JSON: as for `tierwise show`.
     """
     ctx.obj.when_stopped = "stopped; the same command goes on where it was"
     from tierwise.compression.build import build_family
-    from tierwise.compression.recipe import BuildConfig
     from tierwise.plugin.rendering import RichReporter
 
-    given = {"tiers": tiers, "max_bytes": max_bytes, "threads": threads, "seed": seed}
-    given = {name: value for name, value in given.items() if value is not None}
-    config = BuildConfig.make(**given) if recipe is None else BuildConfig.load(recipe, **given)
+    taught = {"minutes": distill_minutes, "transcripts": transcripts, "corpus": corpus}
+    config = options.config_of(
+        recipe,
+        taught,
+        tiers=tiers,
+        max_bytes=max_bytes,
+        mixed=mixed,
+        effort=effort,
+        threads=threads,
+        seed=seed,
+    )
     family = build_family(base, out, config, reporter=RichReporter())
     _show_family(family, as_json, hint=True)
 
@@ -265,19 +266,24 @@ def list_families(
 
 
 @app.command()
-def show(folder: Folder, as_json: AsJson = False) -> None:
+def show(folder: Folder, plot: Plot = False, as_json: AsJson = False) -> None:
     """Show a family: quality, size and speed of its tiers, and where they come from.
 
     JSON: {"folder", "created", "tierwise", "base", "total_bytes", "reference_call", "tiers",
-    "dropped"}. Each tier has "name", "path", "bytes", "layers", "quantization",
-    "kl_mean_nats", "kl_p999_nats", "top1_agreement", "perplexity", "task_success", "kv_q8_0"
-    (how far a KV cache of q8_0 takes it from itself: "kl_mean_nats", "kl_p999_nats",
-    "top1_agreement"), and under "this_machine": "prefill_tokens_per_s", "decode_tokens_per_s",
-    "load_s", "resident_bytes", "reference_call_s", "step_s" (seconds of a decode step by tokens
-    of one sequence), "sequences_s" (by sequences of one token), "kv_q8_0_speed" ("prefill" and
-    "decode" as multiples of f16's), "estimated". Shares are {"value", "n", "low", "high"}. What
-    was not measured is null or empty.
+    "dropped"}. Each tier has "name", "path", "bytes", "layers", how it was made ("quantization",
+    "pruned_layers", "ffn_channels", "kv_heads", "kv_type", "tensor_overrides", "distillation"),
+    "kl_mean_nats", "kl_p999_nats", "top1_agreement", "perplexity", "task_success", "kv_q8_0" (what
+    such a KV cache adds), and "this_machine": "prefill_tokens_per_s", "decode_tokens_per_s",
+    "load_s", "resident_bytes", "reference_call_s", "step_s" (of a decode step by tokens of one
+    sequence), "sequences_s" (by sequences), "kv_q8_0_speed" (multiples of f16's), "estimated".
+    Shares are {"value", "n", "low", "high"}; what was not measured is null or empty. With --plot:
+    {"report", "opened"}.
     """
+    if plot:
+        from tierwise.plugin.show_report import show_report
+
+        show_report(folder, as_json, _print_json)
+        return
     from tierwise.runtime.family import Family
 
     _show_family(Family.load(folder), as_json)
@@ -297,7 +303,7 @@ def run(
     max_tokens: MaxTokens = None,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest.")] = 0.0,
     system: System = "",
-    kv_type: Annotated[Literal["f16", "q8_0"], typer.Option(help="Of keys and values.")] = "f16",
+    kv_type: Annotated[Literal["f16", "q8_0"] | None, typer.Option(help="Of the cache.")] = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:

@@ -16,11 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from tierwise.compression.front import REFERENCE_PROMPT, REFERENCE_REPLY
+from tierwise.compression.report.text import size_text
 from tierwise.compression.reporting import Progress
+from tierwise.plugin.lineage_rows import lineage_json, lineage_rows
 from tierwise.runtime.errors import TierwiseError
 from tierwise.runtime.family import MANIFEST, Divergence, Estimate, Family, Tier
 from tierwise.runtime.profile import Profile
-from tierwise.runtime.units import show_bytes
 
 if TYPE_CHECKING:
     from tierwise.plugin.doctor import Finding
@@ -125,6 +126,7 @@ def _tier_rows(family: Family) -> Sequence[tuple[str, Callable[[Tier], str]]]:
         ("file", lambda tier: size_text(tier.bytes)),
         ("layers", lambda tier: _layers(tier, family.base.layers)),
         ("quantization", lambda tier: tier.lineage.quantization),
+        *lineage_rows(family),
         ("KL mean, nats", lambda tier: _figure(tier, lambda d: f"{d.kl_mean:.4f}")),
         ("KL 99.9 %, nats", lambda tier: _figure(tier, lambda d: f"{d.kl_p999:.3f}")),
         ("top-1 agreement", lambda tier: _figure(tier, lambda d: f"{d.top1_agreement.value:.1%}")),
@@ -186,11 +188,6 @@ def _rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}"
 
 
-def size_text(count: int) -> str:
-    """Bytes for people; `show_bytes` with kilobytes for the very small."""
-    return show_bytes(count) if count >= 10_000_000 else f"{count / 1e3:,.0f} kB"
-
-
 def reference_seconds(profile: Profile) -> float:
     """Seconds of the agent call by which tiers are compared, the tier being loaded."""
     return profile.seconds(REFERENCE_PROMPT, REFERENCE_REPLY, cold=False)
@@ -227,9 +224,9 @@ def family_json(family: Family, profiles: Mapping[str, Profile]) -> dict[str, An
 
     Keys: ``folder, created, tierwise, base, total_bytes, reference_call {prompt_tokens,
     reply_tokens}, tiers, dropped {name: reason}``. Of each tier: ``name, path, sha256, bytes,
-    parameters, layers, context_tokens, kv_bytes_per_token, origin, quantization,
-    pruned_layers, kl_mean_nats, kl_p999_nats, top1_agreement, perplexity, base_perplexity,
-    kv_q8_0, task_success, this_machine``. Shares are ``{value, n, low, high}`` with a 95 %
+    parameters, layers, context_tokens, kv_bytes_per_token``, those of `lineage_json`,
+    ``kl_mean_nats, kl_p999_nats, top1_agreement, perplexity, base_perplexity, kv_q8_0,
+    task_success, this_machine``. Shares are ``{value, n, low, high}`` with a 95 %
     interval. ``this_machine``: ``estimated, prefill_tokens_per_s, decode_tokens_per_s, load_s,
     resident_bytes, reference_call_s, step_s, sequences_s, kv_q8_0_speed {prefill, decode}``.
     """
@@ -256,9 +253,7 @@ def _tier_json(family: Family, tier: Tier, profile: Profile | None) -> dict[str,
         "layers": tier.layers,
         "context_tokens": tier.context_tokens,
         "kv_bytes_per_token": tier.kv_bytes_per_token,
-        "origin": tier.lineage.origin,
-        "quantization": tier.lineage.quantization,
-        "pruned_layers": list(tier.lineage.pruned_layers),
+        **lineage_json(tier),
         "kl_mean_nats": None if divergence is None else _finite(divergence.kl_mean),
         "kl_p999_nats": None if divergence is None else _finite(divergence.kl_p999),
         "top1_agreement": _share(None if divergence is None else divergence.top1_agreement),

@@ -15,7 +15,10 @@ from build_tools import FileLimit, Recorder
 from tiny_models import write_tiny_gguf
 
 from tierwise.compression.build import WORK, build_family
+from tierwise.compression.found_recipe import RECIPE
 from tierwise.compression.recipe import BuildConfig
+from tierwise.compression.report.tried import load_tried
+from tierwise.compression.report.write import REPORT
 from tierwise.evaluation.tasks import SUITE_NAME
 from tierwise.runtime.errors import (
     ConfigError,
@@ -35,7 +38,9 @@ SMALL: dict[str, Any] = {
     "tiers": 2,
     "calibration_tokens": 256,
     "held_out_tokens": 128,
+    "screen_tokens": 64,
     "suite_tasks": 4,
+    "kv_tokens": 128,
     "min_top1": 0.0,
     "threads": 1,
 }
@@ -65,7 +70,9 @@ def fingerprint(family: Family) -> dict[str, Any]:
 
 def strays(out: Path) -> list[str]:
     """Files of the family's folder that no one needs once it is complete."""
-    known = {MANIFEST, *(tier.file for tier in Family.load(out).tiers)}
+    tiers = Family.load(out).tiers
+    known = {MANIFEST, RECIPE, REPORT, *(f"{tier.name}.md" for tier in tiers)}
+    known |= {tier.file for tier in tiers}
     files = [path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()]
     return [name for name in files if name not in known and not name.endswith((".json", ".npz"))]
 
@@ -93,13 +100,25 @@ def test_a_base_becomes_a_family(wide_gguf: Path, tmp_path: Path) -> None:
         assert moved is not None and moved.tokens == 128 and 0 < moved.kl_mean < divergence.kl_mean
         assert tools is not None and (tools.suite, tools.seed) == (SUITE_NAME, 0)
         assert tools.overall.n == 4
+        samples = tier.quality.samples
+        assert [one.task for one in samples] == [
+            one.task for one in family.tiers[0].quality.samples
+        ]
+        assert len(samples) == 4 and all(one.prompt and one.expected for one in samples)
         assert load_profile(tier.sha256) is not None
         with LoadedTier(family.path(tier), n_ctx=64, threads=1) as loaded:
             assert loaded.model.layers == tier.layers
     # Everything that was thought of is in the family, or it says why not.
     made = {title.removeprefix("Making ") for title in reporter.titles if "Making" in title}
     assert made <= {tier.name for tier in family.tiers} | family.dropped.keys()
-    assert {note.split(": ")[1].split(" (")[0] for note in reporter.notes} == set(family.dropped)
+    gone = [note for note in reporter.notes if note.startswith(("not made: ", "dropped: "))]
+    assert {note.split(": ")[1].split(" (")[0] for note in gone} == set(family.dropped)
+    tried = {one.name: one for one in load_tried(out)}
+    assert {name for name, one in tried.items() if one.kept} == {t.name for t in family.tiers}
+    assert {name: one.reason for name, one in tried.items() if not one.kept} == family.dropped
+    assert all(tried[name].kl_mean is not None for name in made)
+    report = (out / REPORT).read_text()
+    assert all(tier.name in report and (out / f"{tier.name}.md").is_file() for tier in family.tiers)
     assert strays(out) == []
 
 
@@ -177,10 +196,10 @@ def test_other_options_reuse_what_they_share(base: Path, tmp_path: Path) -> None
     assert reporter.titles == [
         "Reading the base model",
         "Making q5_0",
-        "Reading held-out text with the base",
-        "Divergence of q5_0",
         "Speed of q5_0",
         "Tool tasks with q5_0",
+        "Reading held-out text with the base",
+        "Divergence of q5_0",
         "KV cache of q5_0 in q8_0",
     ]
     assert fingerprint(first).items() <= fingerprint(more).items()
@@ -325,8 +344,11 @@ def test_killed_in_every_stage_it_goes_on(base: Path, tmp_path: Path, run: Run, 
     out = tmp_path / "family"
     stages = ["Reading the base model"] if how == "start" else []
     stages += ["Observing activations", "Making q8_0", "Making d5-q4_0"]
-    stages += ["Reading held-out text with the base", "Divergence of q8_0", "Divergence of d5-q4_0"]
-    stages += [f"Tool tasks with {tier.name}" for tier in uninterrupted.tiers]
+    first, *others = (f"{{}} {name}" for name in ("q8_0", "d5-q4_0"))
+    for tier in (first, *others):
+        stages.append(tier.format("Tool tasks with"))
+        stages += ["Reading held-out text with the base"] if tier is first else []
+        stages.append(tier.format("Divergence of"))
     titles: list[str] = []
     for stage in stages:
         dead = run(out, stage, how)
@@ -356,6 +378,8 @@ def test_killed_while_speed_is_measured(base: Path, tmp_path: Path, run: Run) ->
         "Reading the base model",
         "Speed of q5_1",
         "Tool tasks with q5_1",
+        "Reading held-out text with the base",
+        "Divergence of q5_1",
         "KV cache of q5_1 in q8_0",
     ]
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
-from tierwise.compression.front import NOISE, Measured, _beats, split_front
+from tierwise.compression.front import NOISE, Measured, _beats, far_from_able, split_front
 
 
 def tier(
     name: str, size: int = 100, seconds: float = 1.0, kl: float = 0.1, top1: float = 0.9
 ) -> Measured:
-    return Measured(name, size * 1_000_000, seconds, kl, top1)
+    return Measured(name, size * 1_000_000, seconds / 2, seconds / 2, kl, top1)
 
 
 def kept(tiers: list[Measured], most: int = 12, min_top1: float = 0.0) -> list[str]:
@@ -22,7 +23,7 @@ def test_a_tier_that_is_beaten_goes_and_the_reason_has_the_numbers() -> None:
     front, dropped = split_front(tiers, most=3, min_top1=0.0)
     assert [found.name for found in front] == ["better"]
     assert dropped == {
-        "worse": "better beats it: 100 against 150 MB, 1.00 against 1.50 s a call, "
+        "worse": "better beats it: 100 against 150 MB, 0.50 + 0.50 against 0.75 + 0.75 s a call, "
         "KL 0.0500 against 0.1000"
     }
 
@@ -46,9 +47,9 @@ def test_a_machines_noise_is_no_merit() -> None:
 
 def test_the_rival_named_is_one_that_stays() -> None:
     """Within the noise, "beats" goes in chains: z beats a, a beats b, z does not beat b."""
-    z, a, b = tier("z", kl=0.1, seconds=1.06), tier("a", kl=0.2, seconds=1.03), tier("b", kl=0.3)
+    z, a, b = tier("z", kl=0.1, seconds=1.08), tier("a", kl=0.2, seconds=1.04), tier("b", kl=0.3)
     assert _beats(a, b) and _beats(z, a) and not _beats(z, b)
-    c = tier("c", kl=0.25, seconds=0.99)
+    c = tier("c", kl=0.25, seconds=0.97)
     front, dropped = split_front([a, b, c, z], most=3, min_top1=0.0)
     assert [found.name for found in front] == ["c", "z"]
     assert dropped["b"].startswith("c beats it") and dropped["a"].startswith("z beats it")
@@ -63,6 +64,33 @@ def test_far_tiers_go_whatever_their_merits() -> None:
     }
     # A far tier drops no other either.
     assert kept([*tiers, tier("mid", 60, 0.6, 2.5, 0.7)], min_top1=0.6) == ["mid", "good"]
+
+
+def taught(name: str, size: int, seconds: float, kl: float) -> Measured:
+    return replace(tier(name, size, seconds, kl, top1=0.5), distilled=True)
+
+
+def test_distilled_tiers_are_judged_by_what_they_can_do() -> None:
+    tiers = [tier("good", 200, 2.0, 0.1, 0.9), taught("taught", 90, 1.0, 0.9)]
+    assert kept(tiers, min_top1=0.6) == ["taught", "good"]
+    able = {"good": 0.5, "taught": 0.31}
+    assert far_from_able(tiers, able, min_tools=0.6) == {}
+    assert far_from_able(tiers, able | {"taught": 0.29}, min_tools=0.6) == {
+        "taught": "it does 29% of the tool tasks and good 50%; at least 60% of that are asked for"
+    }
+    # Where the best does nothing, nothing can be asked for.
+    assert far_from_able(tiers, {"good": 0.0, "taught": 0.0}, min_tools=0.6) == {}
+    assert far_from_able(tiers[1:], able, min_tools=1.0) == {}  # it is the best itself
+
+
+def test_prefill_and_decode_are_two_costs() -> None:
+    """Who reads prompts faster stays, though whole calls take it longer."""
+    reader, writer = (
+        Measured("reader", 100, 0.4, 0.7, 0.2, 0.9),
+        Measured("writer", 90, 0.6, 0.4, 0.1, 0.9),
+    )
+    assert kept([reader, writer]) == ["writer", "reader"]
+    assert kept([replace(reader, prefill_s=0.62), writer]) == ["writer"]
 
 
 def test_the_best_stays_even_where_all_are_far() -> None:

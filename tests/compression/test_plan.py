@@ -19,6 +19,7 @@ from tierwise.compression.plan import (
 )
 from tierwise.compression.quantize import plan_quantization, quantize
 from tierwise.compression.recipe import BuildConfig, TierRecipe
+from tierwise.compression.tier_source import TierSource, base_source
 from tierwise.runtime.errors import ConfigError
 
 
@@ -30,7 +31,9 @@ def deep_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan(path: Path, layers: int, *, file_type: str = "F16", **options: object) -> Plan:
-    return plan_tiers(path, file_type=file_type, layers=layers, config=BuildConfig.make(**options))
+    options = {"effort": "thorough", **options}
+    base = base_source(path, "0" * 64, layers)
+    return plan_tiers([base], file_type=file_type, config=BuildConfig.make(**options))
 
 
 def recipes(*values: dict[str, object]) -> tuple[TierRecipe, ...]:
@@ -50,6 +53,43 @@ def test_the_ladder_is_planned_with_one_pruned_tier(deep_gguf: Path) -> None:
     pruned = found.candidates[-1]
     assert (pruned.prune_count, pruned.pruned_layers) == (1, None)
     assert pruned.bytes == plan_quantization(deep_gguf, "Q8_0", pruned_layers=(5,)).bytes
+
+
+def test_pruning_without_recovery_is_for_thorough_builds_without_students(deep_gguf: Path) -> None:
+    for options in ({"effort": "normal"}, {"distill": {}}):
+        found = plan(deep_gguf, 10, tiers=12, **options)
+        everything = (*(one.name for one in found.candidates), *found.skipped)
+        assert not any(name.startswith("d9") for name in everything)
+
+
+def test_students_bring_the_best_type_and_the_one_they_were_trained_for(
+    deep_gguf: Path, wide_gguf: Path
+) -> None:
+    base = base_source(deep_gguf, "0" * 64, 10)
+    sources = [
+        base,
+        TierSource("d8", wide_gguf, "1" * 64, 6, pruned_layers=(2, 3)),
+        TierSource("d6", wide_gguf, "2" * 64, 6, pruned_layers=(2, 3, 4, 5), trained_for="Q4_0"),
+    ]
+    config = BuildConfig.make(distill={})
+    found = plan_tiers(sources, file_type="F16", config=config)
+    taught = [(one.name, one.source, one.quantization) for one in found.candidates if one.source]
+    assert taught == [
+        ("d8-q8_0", "d8", "Q8_0"),
+        ("d6-q8_0", "d6", "Q8_0"),
+        ("d6-q4_0", "d6", "Q4_0"),
+    ]
+    pinned = recipes({"source": "d6", "quantization": "Q6_K"}, {"quantization": "Q8_0"})
+    config = BuildConfig.make(candidates=pinned)
+    found = plan_tiers(sources, file_type="F16", config=config)
+    assert [one.name for one in found.candidates] == ["d6-q6_k", "q8_0"]
+
+
+def test_overrides_count_in_the_size(deep_gguf: Path) -> None:
+    plain = plan(deep_gguf, 10, candidates=recipes({"quantization": "Q4_0"})).candidates[0]
+    larger = {"quantization": "Q4_0", "overrides": {"blk.3.ffn_down.weight": "q8_0"}}
+    found = plan(deep_gguf, 10, candidates=recipes(larger)).candidates[0]
+    assert found.overrides == {"blk.3.ffn_down.weight": "Q8_0"} and found.bytes > plain.bytes
 
 
 def test_steps_that_save_little_are_skipped(deep_gguf: Path, tiny_gguf: Path) -> None:

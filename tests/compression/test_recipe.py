@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tierwise.compression.quantize import FILE_TYPES
-from tierwise.compression.recipe import BuildConfig
+from tierwise.compression.recipe import EFFORTS, BuildConfig
 from tierwise.runtime.errors import ConfigError
 
 
@@ -40,6 +41,35 @@ def test_a_whole_recipe(recipe: Path) -> None:
         ("Q8_0", "", (3, 5)),
         ("copy", "", 0.0),
     ]
+
+
+def test_efforts_set_figures_that_can_be_given_by_themselves(recipe: Path) -> None:
+    for effort, figures in EFFORTS.items():
+        config = BuildConfig.make(effort=effort)
+        assert {name: getattr(config, name) for name in figures} == figures
+        assert config.mixed == (effort == "thorough")
+    assert BuildConfig() == BuildConfig.make(effort="normal")
+    config = BuildConfig.make(effort="quick", suite_tasks=40, mixed=True)
+    assert (config.suite_tasks, config.mixed) == (40, True)
+    assert config.calibration_tokens == EFFORTS["quick"]["calibration_tokens"]
+    # What was resolved stays so, however often it is written and read.
+    recipe.write_text(json.dumps(config.model_dump(mode="json")))
+    assert BuildConfig.load(recipe) == config
+
+
+def test_distillation_is_thorough_and_keeps_more() -> None:
+    config = BuildConfig.make(distill={"minutes": 5})
+    assert config.distill is not None and config.distill.minutes == 5
+    assert (config.effort, config.tiers, config.mixed) == ("thorough", 5, True)
+    config = BuildConfig.make(distill={}, effort="quick", tiers=2)
+    assert (config.effort, config.tiers, config.mixed) == ("quick", 2, False)
+
+
+def test_a_part_of_a_mapping_leaves_the_rest_of_it(recipe: Path) -> None:
+    recipe.write_text("distill: {minutes: 5, seed: 3}\n")
+    config = BuildConfig.load(recipe, distill={"minutes": 7})
+    assert config.distill is not None
+    assert (config.distill.minutes, config.distill.seed) == (7, 3)
 
 
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "---\n", "{}"])
@@ -76,6 +106,13 @@ def test_sizes(text: str, size: int) -> None:
         ({"candidates": [{"quantization": "Q8_0", "name": "a b"}]}, r"cannot be 'a b'"),
         ({"candidates": [{"quantization": "Q8_0", "bits": 4}]}, r"candidates\.0\.bits"),
         ({"candidates": "Q8_0"}, r"'candidates' cannot be 'Q8_0'"),
+        ({"effort": "much"}, r"'effort' cannot be 'much'"),
+        ({"distill": {"minutes": 0}}, r"'distill\.minutes' cannot be 0"),
+        ({"candidates": [{"quantization": "copy", "source": "d5"}]}, "'copy' is the base as it is"),
+        (
+            {"candidates": [{"quantization": "Q8_0", "source": "d5", "prune": [1]}]},
+            "pin that under 'distill'",
+        ),
     ],
 )
 def test_senseless_values_are_named(recipe: Path, values: dict[str, object], told: str) -> None:

@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 import tierwise
 from tierwise.compression.build import build_family
 from tierwise.compression.recipe import BuildConfig
+from tierwise.plugin.build_options import config_of
 from tierwise.plugin.cli import app
 from tierwise.plugin.rendering import RichReporter, family_json, family_table, make_console
 from tierwise.runtime.family import Family
@@ -126,6 +127,7 @@ def test_help_lists_the_commands_in_their_order() -> None:
 def test_help_loads_nothing_heavy() -> None:
     code = """
 import json, sys
+from tierwise.plugin.build_options import config_of
 from tierwise.plugin.cli import app
 try:
     app(["run", "--help"])
@@ -175,6 +177,28 @@ def test_build_refuses_options_that_make_no_sense(
     said = fails("build", tiny_gguf, "--out", tmp_path / "out", *options)
     assert said.startswith("ConfigError: ")
     assert message in said
+
+
+def test_build_takes_text_to_teach_with_only_with_time_to_teach(
+    tiny_gguf: Path, tmp_path: Path
+) -> None:
+    corpus = tmp_path / "text.txt"
+    said = fails("build", tiny_gguf, "--out", tmp_path / "out", "--corpus", corpus)
+    assert "ConfigError" in said and "--distill-minutes 60" in said
+    said = fails("build", tiny_gguf, "--out", tmp_path / "out", "--distill-minutes", 0)
+    assert "'distill.minutes' cannot be 0" in said
+    said = fails("build", tiny_gguf, "--out", tmp_path / "out", "--effort", "much")
+    assert "'effort' cannot be 'much'" in said
+
+
+def test_build_options_make_one_config(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("distill: {minutes: 5, seed: 3}\ntiers: 4\n")
+    taught = {"minutes": None, "transcripts": [tmp_path / "a.jsonl"], "corpus": []}
+    config = config_of(recipe, taught, tiers=None, mixed=False)
+    assert config.distill is not None and (config.tiers, config.mixed) == (4, False)
+    assert (config.distill.minutes, config.distill.seed) == (5, 3)
+    assert config.distill.transcripts == (tmp_path / "a.jsonl",)
 
 
 def test_build_options_win_over_the_recipe(built: Path, tmp_path: Path) -> None:
@@ -496,6 +520,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 TAKE_TERMINAL = """
 import fcntl, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+from tierwise.plugin.build_options import config_of
 from tierwise.plugin.cli import app
 app()
 """
