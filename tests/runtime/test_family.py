@@ -264,9 +264,15 @@ def test_a_folder_without_manifest_says_how_to_finish(tmp_path: Path) -> None:
         Family.load(tmp_path / "nowhere")
 
 
+def test_an_older_schema_is_read(saved: Path) -> None:
+    edit(saved, schema_version=1)
+    assert Family.load(saved).tiers[0].kv_type == "f16"
+
+
 def test_a_newer_schema_says_upgrade(saved: Path) -> None:
     edit(saved, schema_version=SCHEMA_VERSION + 1, invented_later={"a": 1})
-    with pytest.raises(FamilySchemaError, match=r"schema version 2.*pip install -U tierwise"):
+    told = rf"schema version {SCHEMA_VERSION + 1}.*pip install -U tierwise"
+    with pytest.raises(FamilySchemaError, match=told):
         Family.load(saved)
 
 
