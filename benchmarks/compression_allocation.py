@@ -50,9 +50,9 @@ BUDGETS = ("Q4_0", "IQ3_XXS", "IQ2_M")
 """The sizes are those of these file types: the largest below Q4_1, the middle, the smallest that
 is not far worse than all others. For a base in 16 bits `GENERIC_BUDGETS`."""
 
-GENERIC_BUDGETS = ("Q4_K_M", "Q4_0", "IQ2_M")
+GENERIC_BUDGETS = ("Q4_K_M", "Q4_0", "IQ3_XXS")
 
-WORTH_MEASURING = 0.9
+WORTH_MEASURING = 0.95
 """Of a budget's bytes: smaller types are far worse, and some of them take minutes to make."""
 
 LONGEST = 1500

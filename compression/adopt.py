@@ -17,6 +17,7 @@ from tierwise.compression.front import REFERENCE_PROMPT, REFERENCE_REPLY
 from tierwise.compression.measure import measure_drafts, profile_of, success_of
 from tierwise.compression.reporting import Reporter, Silent
 from tierwise.compression.source import check_gguf
+from tierwise.evaluation.tasks import menu_of
 from tierwise.runtime.chat_template import ChatTemplate
 from tierwise.runtime.errors import ConfigError, ModelNotFoundError, UnsupportedModelError
 from tierwise.runtime.family import Family, Lineage, Quality, Tier
@@ -185,6 +186,7 @@ def _measured(family: Family, tier: Tier, path: Path, reporter: Reporter) -> Tie
         path,
         tasks=known[0].overall.n if known else DEFAULT_TASKS,
         seed=known[0].seed if known else DEFAULT_SEED,
+        menu=menu_of(known[0].suite) if known else 1,
         context_tokens=tier.context_tokens,
         threads=threads,
         reporter=reporter,

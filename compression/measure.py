@@ -20,7 +20,7 @@ from tierwise.evaluation.profiling import measure_profile
 from tierwise.evaluation.quick_speed import quick_speed
 from tierwise.evaluation.success import Outcome, run_suite
 from tierwise.evaluation.task_generator import generate_tasks
-from tierwise.evaluation.tasks import SUITE_NAME, Task, summarize
+from tierwise.evaluation.tasks import Task, suite_name, summarize
 from tierwise.evaluation.texts import chat_documents, take_tokens
 from tierwise.evaluation.tool_catalog import Split
 from tierwise.runtime.chat import Reply
@@ -91,22 +91,24 @@ def success_of(
     context_tokens: int,
     threads: int,
     reporter: Reporter,
+    menu: int = 1,
 ) -> Success:
     """A tier's success on so many tasks of the tool-calling suite.
 
     Args:
+        menu: See `generate_tasks`.
         context_tokens: That the model was trained for; at most `SUITE_CONTEXT` are used.
     """
     with (
         reporter.stage(f"Tool tasks with {name}") as progress,
         LoadedTier(file, n_ctx=min(SUITE_CONTEXT, context_tokens), threads=threads) as tier,
     ):
-        suite = generate_tasks(tasks, seed=seed, split="test")
+        suite = generate_tasks(tasks, seed=seed, split="test", menu=menu)
         outcomes = run_suite(tier, suite, progress=progress)
     passed = [outcome.passed for outcome in outcomes]
     picks = np.linspace(0, len(outcomes) - 1, min(SAMPLES, len(outcomes))).round().astype(int)
     return Success(
-        result=summarize(suite, passed, suite=SUITE_NAME, seed=seed),
+        result=summarize(suite, passed, suite=suite_name(menu), seed=seed),
         samples=tuple(_sample(outcomes[pick]) for pick in picks),
     )
 
@@ -181,10 +183,11 @@ class Measurements:
 
     def screen(self, name: str, file: Path) -> Screened:
         """A candidate's divergence and speed on little text: enough to choose by."""
+        tokens = min(self._config.screen_tokens, self._config.held_out_tokens)
         key = content_key(
             base=self._base.sha256,
             tier=FileHashes.shared().sha256(file),
-            tokens=self._config.screen_tokens,
+            tokens=tokens,
             seed=self._config.seed,
             machine=machine_fingerprint(),
             threads=self._threads,
@@ -193,9 +196,11 @@ class Measurements:
             return known
         reference = self._read_base()
         with self._reporter.stage(f"Comparing {name}") as progress:
-            tokens = min(self._config.screen_tokens, self._config.held_out_tokens)
             divergence = reference.compare(
-                file, tokens=tokens, threads=self._threads, progress=progress
+                file,
+                tokens=None if tokens == self._config.held_out_tokens else tokens,
+                threads=self._threads,
+                progress=progress,
             )
             speed = quick_speed(
                 file,
@@ -205,16 +210,13 @@ class Measurements:
             )
         found = Screened(divergence=divergence, prefill_s=speed.prefill_s, decode_s=speed.decode_s)
         self._stages.save("screened", key, found)
+        if tokens == self._config.held_out_tokens:  # then that is all there is to measure
+            self._stages.save("divergence", self._divergence_key(file), divergence)
         return found
 
     def divergence(self, name: str, file: Path) -> Divergence:
         """From the base, on text that calibration did not see."""
-        key = content_key(
-            base=self._base.sha256,
-            tier=FileHashes.shared().sha256(file),
-            tokens=self._config.held_out_tokens,
-            seed=self._config.seed,
-        )
+        key = self._divergence_key(file)
         if (known := self._stages.load("divergence", key, Divergence)) is not None:
             return known
         reference = self._read_base()
@@ -222,6 +224,14 @@ class Measurements:
             found = reference.compare(file, threads=self._threads, progress=progress)
         self._stages.save("divergence", key, found)
         return found
+
+    def _divergence_key(self, file: Path) -> str:
+        return content_key(
+            base=self._base.sha256,
+            tier=FileHashes.shared().sha256(file),
+            tokens=self._config.held_out_tokens,
+            seed=self._config.seed,
+        )
 
     def kv_divergence(self, name: str, file: Path) -> Divergence | None:
         """Of the tier with a KV cache of q8_0 from itself with one of f16.
@@ -277,8 +287,8 @@ class Measurements:
 
     def success(self, name: str, file: Path) -> Success:
         """Success on the tool-calling suite."""
-        seed, size = self._config.seed, self._config.suite_tasks
-        key = content_key(tier=FileHashes.shared().sha256(file), tasks=size, seed=seed)
+        seed, size, menu = self._config.seed, self._config.suite_tasks, self._config.suite_menu
+        key = content_key(tier=FileHashes.shared().sha256(file), tasks=size, seed=seed, menu=menu)
         known = self._stages.load("tools", key, Success)
         if known is not None:
             return known
@@ -287,6 +297,7 @@ class Measurements:
             file,
             tasks=size,
             seed=seed,
+            menu=menu,
             context_tokens=self._base.context_tokens,
             threads=self._threads,
             reporter=self._reporter,

@@ -100,6 +100,8 @@ def plan_tiers(sources: Sequence[TierSource], *, file_type: str, config: BuildCo
         )
     if not config.candidates:
         own = [candidate for candidate in fitting if not candidate.source]
+        if config.effort != "thorough":
+            own = _no_larger_than_base(own, skipped)
         taught = [candidate for candidate in fitting if candidate.source]
         room = config.tiers + 2 - len(students)
         fitting = [*_spread(_steps(own, skipped), max(1, room), skipped), *taught]
@@ -184,6 +186,27 @@ def _size(source: TierSource, recipe: TierRecipe, file_type: str) -> Candidate:
         overrides=recipe.overrides,
         kv_type=recipe.kv_type,
     )
+
+
+def _no_larger_than_base(
+    candidates: Sequence[Candidate], skipped: dict[str, str]
+) -> list[Candidate]:
+    """Leaves out types that take more room than a quantized base itself, which loses nothing.
+
+    They could only be quicker, and the quickest of those is tried: `BEST_TYPE` has the fastest
+    kernels on most processors.
+    """
+    whole = min((c.bytes for c in candidates if c.quantization == "copy"), default=None)
+    kept = []
+    for candidate in candidates:
+        named = candidate.quantization in ("copy", BEST_TYPE)
+        if whole is not None and candidate.bytes > whole and not named:
+            skipped[candidate.name] = (
+                f"{candidate.bytes / 1e6:,.0f} MB is more than the base itself, which loses nothing"
+            )
+        else:
+            kept.append(candidate)
+    return kept
 
 
 def _steps(candidates: Sequence[Candidate], skipped: dict[str, str]) -> list[Candidate]:

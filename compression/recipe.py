@@ -26,17 +26,19 @@ Effort = Literal["quick", "normal", "thorough"]
 EFFORTS: dict[str, dict[str, int]] = {
     "quick": {
         "calibration_tokens": 1_024,
-        "screen_tokens": 256,
-        "held_out_tokens": 1_024,
+        "screen_tokens": 512,
+        "held_out_tokens": 512,
         "suite_tasks": 12,
+        "suite_menu": 6,
         "kv_tokens": 0,
         "speed_runs": 1,
     },
     "normal": {
-        "calibration_tokens": 2_048,
-        "screen_tokens": 384,
-        "held_out_tokens": 1_536,
+        "calibration_tokens": 1_024,
+        "screen_tokens": 1_024,
+        "held_out_tokens": 1_024,
         "suite_tasks": 16,
+        "suite_menu": 6,
         "kv_tokens": 256,
         "speed_runs": 1,
     },
@@ -45,6 +47,7 @@ EFFORTS: dict[str, dict[str, int]] = {
         "screen_tokens": 1_024,
         "held_out_tokens": 8_192,
         "suite_tasks": 96,
+        "suite_menu": 1,
         "kv_tokens": 2_048,
         "speed_runs": 3,
     },
@@ -119,6 +122,8 @@ class BuildConfig(BaseModel):
         screen_tokens: Of held-out text, by which candidates are compared.
         held_out_tokens: Text on which the kept tiers' divergence is measured.
         suite_tasks: Tasks on which each kept tier's success is measured.
+        suite_menu: Tasks in a row that share system message and tools (`generate_tasks`), which
+            takes a third of the time; 1 for the whole variety.
         kv_tokens: Of held-out text, for what a KV cache of q8_0 does to each tier; 0 for not
             measured.
         speed_runs: Of which each speed is the median.
@@ -141,10 +146,11 @@ class BuildConfig(BaseModel):
     candidates: tuple[TierRecipe, ...] = ()
     keep_all: bool = False
     imatrix: bool = True
-    calibration_tokens: int = Field(default=2_048, ge=256)
-    screen_tokens: int = Field(default=384, ge=64)
-    held_out_tokens: int = Field(default=1_536, ge=64)
+    calibration_tokens: int = Field(default=1_024, ge=256)
+    screen_tokens: int = Field(default=1_024, ge=64)
+    held_out_tokens: int = Field(default=1_024, ge=64)
     suite_tasks: int = Field(default=16, ge=4)
+    suite_menu: int = Field(default=6, ge=1)
     kv_tokens: int = Field(default=256, ge=0)
     speed_runs: int = Field(default=1, ge=1)
     min_top1: float = Field(default=0.6, ge=0, le=1)

@@ -37,6 +37,8 @@ from tierwise.runtime.scheduler import OUTPUTS, SEQUENCES
 
 PREFILL_TOKENS = 512
 DECODE_TOKENS = 48
+SINGLE_RUN_TOKENS = 256
+"""Of the prompt, where each speed is measured once."""
 WARM_UP_TOKENS = 4
 """Of the reply before a single run."""
 STEP_TOKENS = (1, 2, 4, 8, 16)
@@ -70,7 +72,7 @@ def measure_profile(
         threads: For llama.cpp.
         context_tokens: Size of the KV cache; cut to what the model was trained for. In a
             context of less than 560 tokens, prefill and decode are measured on fewer.
-        runs: At least 1.
+        runs: At least 1. A single run is for little time: its prompt is half as long.
 
     Raises:
         ConfigError: An argument is not positive.
@@ -149,7 +151,8 @@ def _measure(
     with Model(path) as model:
         n_ctx = min(context_tokens, model.context_tokens)
         decode_tokens = min(DECODE_TOKENS, max(1, n_ctx // 4))
-        prompt = _prompt(model, max(1, min(PREFILL_TOKENS, n_ctx - decode_tokens)))
+        size = PREFILL_TOKENS if runs > 1 else SINGLE_RUN_TOKENS
+        prompt = _prompt(model, max(1, min(size, n_ctx - decode_tokens)))
         with _context(model, n_ctx, threads) as context:
             grammars = GrammarCompiler(model)
             grammars.matcher("start: /a/")  # builds the token trie

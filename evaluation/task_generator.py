@@ -18,6 +18,10 @@ MAX_TOKENS = 256
 """Longest reply to a task; gold replies have at most some 230 characters. Without a limit, a
 weak tier that rambles where no tool fits would fill its whole context."""
 
+MENU_TOKENS = 40
+"""The same where no tool fits and tasks share a menu: whether it answers in words shows at once,
+and rambling would take most of the time."""
+
 _TOOLS_OFFERED: Mapping[Kind, Mapping[Grade, tuple[int, ...]]] = {
     "choose_tool": {"easy": (2,), "medium": (3, 4), "hard": (6, 7, 8)},
     "fill_arguments": {"easy": (1,), "medium": (1, 2), "hard": (3, 4)},
@@ -29,7 +33,9 @@ _SIBLINGS: Mapping[Grade, int] = {"easy": 0, "medium": 1, "hard": 3}
 _DRAWS_FOR_NEW_TEXT = 50
 
 
-def generate_tasks(n: int, *, seed: int = 0, split: Split = "test") -> tuple[Task, ...]:
+def generate_tasks(
+    n: int, *, seed: int = 0, split: Split = "test", menu: int = 1
+) -> tuple[Task, ...]:
     """Tasks of all kinds and grades in turn, so that every beginning of them is balanced.
 
     The same arguments always give the same tasks, and fewer tasks are the beginning of more.
@@ -41,22 +47,29 @@ def generate_tasks(n: int, *, seed: int = 0, split: Split = "test") -> tuple[Tas
         seed: Of all draws.
         split: "test" to measure with; "calibration" for text that compression may learn from.
             The two share no user message, tool, phrasing or name.
+        menu: So many tasks in a row are asked of one system message and one list of tools, as an
+            agent's calls are: a tier that keeps prefixes reads a third of the text. Then the
+            grade is in the request alone, and successes hang together; 1 for lists of their own.
 
     Raises:
-        ValueError: ``n`` is negative.
+        ValueError: ``n`` is negative, or ``menu`` is less than 1.
     """
-    if n < 0:
-        raise ValueError(f"the number of tasks must be 0 or more, got {n}")
-    rng = random.Random(f"tierwise-{split}-{seed}")
-    catalog = CATALOGS[split]
+    if n < 0 or menu < 1:
+        raise ValueError(f"n must be 0 or more and menu 1 or more, got {n} and {menu}")
+    rng = random.Random(f"tierwise-{split}-{seed}" if menu == 1 else f"menu-{menu}-{split}-{seed}")
+    whole = CATALOGS[split]
     seen: set[str] = set()
     tasks = []
+    catalog, system = whole, ""
     for index in range(n):
+        if menu > 1 and index % menu == 0:
+            catalog, system = replace(whole, menu=_menu(whole, rng)), rng.choice(whole.systems)
         # 4 kinds and 3 grades have no common divisor, so the 12 pairs all come in turn.
         kind, grade = KINDS[index % len(KINDS)], GRADES[index % len(GRADES)]
         draft = _new_draft(catalog, kind, grade, rng, seen)
         number = index // (len(KINDS) * len(GRADES))
-        system = rng.choice(catalog.systems)
+        if menu == 1:
+            system = rng.choice(catalog.systems)
         tasks.append(
             Task(
                 id=f"{kind}-{grade}-{number:04}",
@@ -78,6 +91,7 @@ class _Draft:
     tools: tuple[Tool, ...] = ()
     tool_choice: str = "auto"
     response_schema: JSONObject | None = None
+    max_tokens: int = MAX_TOKENS
 
     def to_call(self, system: str) -> Call:
         before = (Message("system", system),) if system else ()
@@ -86,7 +100,7 @@ class _Draft:
             tools=self.tools,
             tool_choice=self.tool_choice,
             response_schema=self.response_schema,
-            max_tokens=MAX_TOKENS,
+            max_tokens=self.max_tokens,
         )
 
 
@@ -150,11 +164,11 @@ def _no_tool_fits(catalog: Catalog, grade: Grade, rng: random.Random) -> _Draft:
     if grade == "easy":
         request, answer = _talk(catalog, rng)
     elif grade == "medium":
-        domain, pattern, phrasing = _pick_tool(catalog, grade, rng)
+        domain, pattern, phrasing = _pick_tool(catalog, grade, rng, offered=False)
         request = _wrap(catalog, _fill(pattern.slots, phrasing, rng, grade)[0], rng)
         answer = _refusal(catalog, pattern.description, rng)
     else:
-        domain = rng.choice(catalog.domains)
+        domain = rng.choice(_domains(catalog, offered=True))
         template, what = rng.choice(domain.beyond)
         names = {name: rng.choice(catalog.names[name]) for name in slot_names(template)}
         request = _wrap(catalog, template.format(**names), rng)
@@ -163,6 +177,7 @@ def _no_tool_fits(catalog: Catalog, grade: Grade, rng: random.Random) -> _Draft:
         request=request,
         expected=Reply(text=answer),
         tools=_offer(catalog, domain, None, "no_tool_fits", grade, rng),
+        max_tokens=MENU_TOKENS if catalog.menu else MAX_TOKENS,
     )
 
 
@@ -177,10 +192,33 @@ _MAKERS = {
 # --- Parts -------------------------------------------------------------------------------------
 
 
-def _pick_tool(catalog: Catalog, grade: Grade, rng: random.Random) -> tuple[Domain, Pattern, str]:
-    """A domain, one of its tools, and a phrasing of that grade for it."""
-    domain = rng.choice(catalog.domains)
-    pattern = rng.choice([tool for tool in domain.tools if tool.phrasings(grade)])
+def _menu(catalog: Catalog, rng: random.Random) -> tuple[Pattern, ...]:
+    """Two tools of each of two domains, so that every tool has a sibling and strangers."""
+    domains = rng.sample(catalog.domains, 2)
+    offered = [tool for domain in domains for tool in rng.sample(domain.tools, 2)]
+    return tuple(rng.sample(offered, len(offered)))
+
+
+def _domains(catalog: Catalog, *, offered: bool) -> list[Domain]:
+    """Those that the menu has tools of, or the others; all of them where there is no menu."""
+    if not catalog.menu:
+        return list(catalog.domains)
+    return [one for one in catalog.domains if offered == any(t in catalog.menu for t in one.tools)]
+
+
+def _pick_tool(
+    catalog: Catalog, grade: Grade, rng: random.Random, *, offered: bool = True
+) -> tuple[Domain, Pattern, str]:
+    """A domain, one of its tools, and a phrasing of that grade for it.
+
+    Args:
+        offered: Whether the tool is on the menu, where there is one.
+    """
+    domain = rng.choice(_domains(catalog, offered=offered))
+    tools = [tool for tool in domain.tools if tool.phrasings(grade)]
+    if catalog.menu and offered:
+        tools = [tool for tool in tools if tool in catalog.menu]
+    pattern = rng.choice(tools)
     return domain, pattern, rng.choice(pattern.phrasings(grade))
 
 
@@ -210,8 +248,11 @@ def _offer(
 ) -> tuple[Tool, ...]:
     """The tools of a call, in random order: the right one, some siblings, and others.
 
-    Where no tool fits, a hard call offers the whole domain, a medium one nothing of it.
+    Where no tool fits, a hard call offers the whole domain, a medium one nothing of it. Where
+    there is a menu, that is what is offered.
     """
+    if catalog.menu:
+        return tuple(pattern.tool for pattern in catalog.menu)
     siblings: list[Pattern] = []
     if domain is not None and target is not None:
         others = [tool for tool in domain.tools if tool is not target]

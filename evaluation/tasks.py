@@ -19,6 +19,18 @@ from tierwise.runtime.family import Estimate, SuiteResult
 SUITE_NAME = "tierwise-tools-2"
 """Name and version of the suite: results compare only under the same name, seed and number."""
 
+
+def suite_name(menu: int) -> str:
+    """Of the suite whose tasks share system message and tools in rows of ``menu``."""
+    return SUITE_NAME if menu == 1 else f"{SUITE_NAME}-menu-{menu}"
+
+
+def menu_of(suite: str) -> int:
+    """The ``menu`` of a `suite_name`; 1 for names that say nothing of it."""
+    rows = suite.removeprefix(f"{SUITE_NAME}-menu-")
+    return int(rows) if rows != suite and rows.isdigit() else 1
+
+
 Grade = Literal["easy", "medium", "hard"]
 GRADES: tuple[Grade, ...] = ("easy", "medium", "hard")
 

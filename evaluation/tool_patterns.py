@@ -83,6 +83,8 @@ class Catalog:
     """System messages; "" stands for none."""
     refusals: tuple[str, ...]
     """Gold replies where no tool fits; ``{what}`` is what was asked for."""
+    menu: tuple[Pattern, ...] = ()
+    """All that is offered in each call; empty where each has tools of its own."""
 
 
 def pattern(words: str, /, **slots: Slot) -> Pattern:

@@ -192,7 +192,10 @@ def _optimizer(parameters: Sequence[nn.Parameter], options: DistillOptions) -> A
         },
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=options.learning_rate)
+    filled = [group for group in groups if group["params"]]
+    # One pass over the weights in place of ten: a fifth of a small model's step.
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
+    return torch.optim.AdamW(filled, lr=options.learning_rate, fused=fused)
 
 
 class _Lesson:

@@ -21,7 +21,9 @@ from tierwise.evaluation.tasks import (
     Grade,
     Kind,
     Task,
+    menu_of,
     same_value,
+    suite_name,
     summarize,
     wilson_interval,
 )
@@ -572,3 +574,54 @@ def test_names_match_their_types() -> None:
     assert get_args(Kind) == KINDS
     assert get_args(Split) == SPLITS == tuple(CATALOGS)
     assert all(isinstance(tool, Tool) for task in ALL for tool in task.call.tools)
+
+
+# --- Menus ----------------------------------------------------------------------------------------
+
+
+def test_tasks_of_a_menu_share_system_message_and_tools() -> None:
+    tasks = generate_tasks(24, menu=6)
+    for start in range(0, 24, 6):
+        rows = tasks[start : start + 6]
+        offered = [task.call.tools for task in rows if task.call.tools]
+        tools = offered[0]
+        assert all(other == tools for other in offered)
+        assert len({tool.name for tool in tools}) == 4
+        assert all(task.call.messages[:-1] == rows[0].call.messages[:-1] for task in rows)
+        for task in rows:
+            for call in task.expected.tool_calls:
+                assert call.name in {tool.name for tool in tools}
+    assert len({task.call.messages[-1].content for task in tasks}) == 24
+    assert all(task.check(task.expected) for task in tasks)
+
+
+def test_menus_keep_the_balance_and_are_the_beginning_of_more() -> None:
+    tasks = generate_tasks(24, menu=6)
+    assert [(t.kind, t.grade) for t in tasks] == [(t.kind, t.grade) for t in generate_tasks(24)]
+    assert generate_tasks(9, menu=6) == tasks[:9]
+    assert generate_tasks(9, menu=6, seed=1) != tasks[:9]
+
+
+def test_nothing_on_the_menu_fits_where_no_tool_should() -> None:
+    for task in generate_tasks(120, menu=6):
+        if task.kind == "no_tool_fits" and task.grade == "medium":
+            # The request is another domain's, whose tools have other names.
+            domains = [
+                d
+                for d in CATALOGS["test"].domains
+                if any(t.tool in task.call.tools for t in d.tools)
+            ]
+            assert len(domains) == 2
+            refused = {
+                p.description[:1].lower() + p.description[1:].rstrip(".")
+                for d in domains
+                for p in d.tools
+            }
+            assert not any(what in task.expected.text for what in refused)
+
+
+def test_suites_of_menus_have_names_of_their_own() -> None:
+    assert suite_name(1) == SUITE_NAME
+    assert menu_of(suite_name(6)) == 6 and menu_of(SUITE_NAME) == 1 == menu_of("another-suite")
+    with pytest.raises(ValueError, match="menu 1 or more"):
+        generate_tasks(3, menu=0)
