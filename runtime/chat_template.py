@@ -68,6 +68,7 @@ class ChatTemplate:
         tool_source: A second template, for calls with tools, where the file has one (Hermes).
         bos: Text of the model's beginning-of-sequence token, "" if it has none.
         eos: Text of its end-of-sequence token.
+        demonstrates: Whether models that were never trained on tools are shown how to call them.
 
     Attributes:
         tool_format: How the model writes tool calls.
@@ -85,12 +86,14 @@ class ChatTemplate:
         tool_source: str | None = None,
         bos: str = "",
         eos: str = "",
+        demonstrates: bool = True,
     ) -> None:
         if not source:
             raise UnsupportedModelError(
                 "this model has no chat template, so it cannot answer messages. Use an instruct "
                 "or chat version of it."
             )
+        self._demonstrates = demonstrates
         self._sandbox = Sandbox()
         self._template = self._sandbox.template(source)
         self._tool_template = self._sandbox.template(tool_source) if tool_source else self._template
@@ -114,13 +117,14 @@ class ChatTemplate:
         self.tags = (*self.tool_format.tags, *think_tags)
 
     @classmethod
-    def of(cls, model: Model) -> ChatTemplate:
+    def of(cls, model: Model, *, demonstrates: bool = True) -> ChatTemplate:
         """The template in a model's file."""
         return cls(
             model.chat_template,
             tool_source=model.metadata.get("tokenizer.chat_template.tool_use"),
             bos=model.token_text(model.bos),
             eos=model.token_text(model.eos),
+            demonstrates=demonstrates,
         )
 
     def render(self, call: Call) -> str:
@@ -158,7 +162,7 @@ class ChatTemplate:
         tool_format = self.tool_format
         messages = list(call.messages)
         if not tool_format.native:
-            if call.shown_tools:
+            if call.shown_tools and self._demonstrates:
                 start = 1 if messages and messages[0].role == "system" else 0
                 messages[start:start] = DEMONSTRATION
             return [as_plain(message, tool_format) for message in messages]

@@ -42,7 +42,8 @@ def capture(
     prompt_share: float,
     prompt_weight: float,
     temperature: float,
-    seed: int,
+    shown: float = 1.0,
+    seed: int = 0,
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
 ) -> list[Lesson]:
@@ -53,7 +54,7 @@ def capture(
         documents: What to learn from.
         folder: For the shards.
         key: Stands for the teacher.
-        prompt_share, prompt_weight: See `choose_positions`.
+        prompt_share, prompt_weight, shown: See `make_lessons`.
         note: Hears about smaller batches and damaged shards.
 
     Raises:
@@ -61,7 +62,7 @@ def capture(
         BuildError: Memory does not even suffice for one document at a time.
     """
     say = note or (lambda text: None)
-    options = (prompt_share, prompt_weight, temperature, seed)
+    options = (prompt_share, prompt_weight, temperature, shown, seed)
     shards = list(_shards(documents))
     folder.mkdir(parents=True, exist_ok=True)
     lessons: list[Lesson] = []
@@ -72,7 +73,11 @@ def capture(
         name = content_key(teacher=key, options=options, documents=_digest(shard))
         file = folder / f"signal-{name}.safetensors"
         plain = make_lessons(
-            shard, prompt_share=prompt_share, prompt_weight=prompt_weight, seed=seed
+            shard,
+            prompt_share=prompt_share,
+            prompt_weight=prompt_weight,
+            shown=shown,
+            seed=seed,
         )
         known = load_tensors(file)
         arrays = None if known is None else known[0]
@@ -116,6 +121,7 @@ def _digest(documents: Sequence[Document]) -> str:
     for document in documents:
         digest.update(np.asarray(document.tokens, dtype=np.int32).tobytes() + b"\0")
         digest.update(np.asarray(document.answer, dtype=bool).tobytes() + b"\1")
+        digest.update(np.asarray(document.shown, dtype=np.int32).tobytes())
     return digest.hexdigest()
 
 
@@ -133,9 +139,9 @@ def _captured(
     start = 0
     while start < len(lessons):
         stop = start + 1
-        longest = len(lessons[start].tokens)
+        longest = _length(lessons[start])
         while stop < len(lessons):
-            longest = max(longest, len(lessons[stop].tokens))
+            longest = max(longest, _length(lessons[stop]))
             if longest * (stop + 1 - start) > room:
                 break
             stop += 1
@@ -167,13 +173,18 @@ def _sketches(
 ) -> list[SampledLogits]:
     """The teacher's sketches of one batch, in the order of its rows."""
     batch = collate(lessons).to(teacher.device)
-    hidden = teacher.hidden(batch.tokens)
+    hidden = teacher.hidden(batch.teacher_tokens)
     return [
         sample_logits(
             teacher.logits(hidden, rows), temperature=temperature, generator=generator
         ).to(torch.device("cpu"))
-        for rows in batch.rows.split(ROWS_AT_ONCE)
+        for rows in batch.teacher_rows.split(ROWS_AT_ONCE)
     ]
+
+
+def _length(lesson: Lesson) -> int:
+    """Tokens that the teacher reads."""
+    return len(lesson.tokens) + len(lesson.hint)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -21,7 +21,9 @@ class StudentRecipe(BaseModel):
     Args:
         layers: How many stay: a share of the base's or their number.
         prune: The layers of the base that go, instead of a search.
-        ffn: Share of the MLP channels that stays in every layer.
+        ffn: Share of the base's MLP channels that stays in every layer. At equal speed narrow
+            layers lose less than missing ones (SmolLM2-135M before any training: KL 0.09 nats
+            with 1,152 of 1,536 channels, 0.48 with 26 of 30 layers).
         kv_groups: How many KV heads (with their query heads) stay per layer; None for all.
         quantization_aware: Type that weights are rounded to in the last part of the training;
             None for none.
@@ -30,7 +32,7 @@ class StudentRecipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    layers: Annotated[float, Field(gt=0, le=1)] | Annotated[int, Field(ge=2)] = 0.85
+    layers: Annotated[float, Field(gt=0, le=1)] | Annotated[int, Field(ge=2)] = 1.0
     prune: tuple[int, ...] | None = None
     ffn: Share = 1.0
     kv_groups: int | None = Field(default=None, ge=1)
@@ -70,12 +72,16 @@ class DistillConfig(BaseModel):
             "all" tool calls as well (slow), "gold" nothing.
         loss: "forward_kl" (works with cached targets), or "reverse_kl", "jsd", "skew_kl".
         temperature: Of the soft targets.
-        cross_entropy: Weight of the hard next token beside the soft targets.
+        cross_entropy: Weight of the hard next token beside the soft targets, in replies: a call
+            that is right, where the teacher is not sure of it.
         hidden: Weight of the hidden-state loss over the surviving layers.
         hidden_kind: "cosine" or "mse".
         anchor: λ of λ‖θ − θ₀‖².
         prompt_share: Share of a prompt's tokens that are learned from; of replies, all are.
         prompt_weight: Weight of such a token, where one of a reply has 1.
+        shown: Share of the documents in which students, too, read the made-up conversation that
+            shows a base without tools how to call them. In the others they learn what it shows,
+            from half as many tokens.
         on_policy: Share of the time at the end in which the student writes and the teacher
             scores.
         aware_share: Share of the time, at the end, that is quantization-aware.
@@ -100,24 +106,25 @@ class DistillConfig(BaseModel):
     steps: int | None = Field(default=None, ge=1)
     students: tuple[StudentRecipe, ...] = Field(
         default=(
-            StudentRecipe(layers=0.85, share=1.0),
-            StudentRecipe(layers=0.73, share=2.0, quantization_aware="Q4_0"),
+            StudentRecipe(ffn=0.75, share=1.0),
+            StudentRecipe(ffn=0.41, share=3.0, quantization_aware="Q4_0"),
         ),
         min_length=1,
     )
-    tokens: int = Field(default=200_000, ge=1_000)
+    tokens: int = Field(default=400_000, ge=1_000)
     transcripts: tuple[Path, ...] = ()
     corpus: tuple[Path, ...] = ()
-    document_tokens: int = Field(default=512, ge=64)
+    document_tokens: int = Field(default=768, ge=64)
     answers: Literal["text", "all", "gold"] = "text"
     loss: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl"] = "forward_kl"
     temperature: float = Field(default=1.0, gt=0)
-    cross_entropy: float = Field(default=0.0, ge=0)
+    cross_entropy: float = Field(default=0.3, ge=0)
     hidden: float = Field(default=0.0, ge=0)
     hidden_kind: Literal["cosine", "mse"] = "cosine"
     anchor: float = Field(default=0.0, ge=0)
     prompt_share: float = Field(default=0.25, ge=0, le=1)
     prompt_weight: float = Field(default=0.5, ge=0)
+    shown: float = Field(default=0.25, ge=0, le=1)
     on_policy: float = Field(default=0.05, ge=0, lt=1)
     aware_share: float = Field(default=0.4, ge=0, le=1)
     teacher: Literal["auto", "cached", "online"] = "auto"

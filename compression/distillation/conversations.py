@@ -32,20 +32,30 @@ class Document:
             "transcripts" or "corpus".
         group: Documents of one group ask for the same things (the same tools, or parts of one
             file), so a held-out part is made of whole groups.
+        shown: From where to where the made-up conversation stands that shows a model how tools
+            are called; (0, 0) if there is none.
     """
 
     tokens: Tokens
     answer: Mask
     source: str
     group: str = ""
+    shown: tuple[int, int] = (0, 0)
 
     @classmethod
-    def of(cls, tokens: list[int], answer: list[bool], source: str, group: str = "") -> Document:
+    def of(
+        cls,
+        tokens: list[int],
+        answer: list[bool],
+        source: str,
+        group: str = "",
+        shown: tuple[int, int] = (0, 0),
+    ) -> Document:
         """From lists of the same length."""
         assert len(tokens) == len(answer), (len(tokens), len(answer))
         ids, mask = np.asarray(tokens, np.int32), np.asarray(answer, np.bool_)
         ids.flags.writeable = mask.flags.writeable = False
-        return cls(ids, mask, source, group)
+        return cls(ids, mask, source, group, shown)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -140,6 +150,7 @@ class Renderer:
 
     def __init__(self, model: Model, *, max_tokens: int) -> None:
         self.template = ChatTemplate.of(model)
+        self._plainer = ChatTemplate.of(model, demonstrates=False)
         self.max_tokens = max_tokens
         self._model = model
         self._tokenize = PromptTokenizer(model)
@@ -168,26 +179,40 @@ class Renderer:
         """
         tokens: list[int] = []
         mask: list[bool] = []
-        text = ""
+        text, shown = "", (0, 0)
         for turn, message in enumerate(conversation.messages):
             if message.role != "assistant":
                 continue
             prompt = self.template.render(conversation.call(turn))
             goes_on = bool(text) and prompt.startswith(text)
             if tokens and not goes_on:
-                yield from _finished(conversation, tokens, mask)
+                yield from _finished(conversation, tokens, mask, shown)
             if not goes_on:
                 tokens, mask, text = [], [], ""
+                shown = self._shown(conversation.call(turn), prompt)
             before = tokens + self.tokens(prompt[len(text) :])
             answer, text = self._answer(conversation, turn, prompt)
             if len(before) + len(answer) > self.max_tokens:
-                yield from _finished(conversation, tokens, mask)
+                yield from _finished(conversation, tokens, mask, shown)
                 if windows:
                     yield from self.documents(_later(conversation, turn), windows=True)
                 return
             mask += [False] * (len(before) - len(mask)) + [True] * len(answer)
             tokens = before + answer
-        yield from _finished(conversation, tokens, mask)
+        yield from _finished(conversation, tokens, mask, shown)
+
+    def _shown(self, call: Call, prompt: str) -> tuple[int, int]:
+        """Where the prompt demonstrates tools, in tokens.
+
+        The demonstration is whole turns, so that the rest has the same tokens without it.
+        """
+        plainer = self._plainer.render(call)
+        if len(plainer) == len(prompt):
+            return 0, 0
+        long, short = self.tokens(prompt), self.tokens(plainer)
+        same = next((at for at, (a, b) in enumerate(zip(long, short, strict=False)) if a != b), 0)
+        stop = same + len(long) - len(short)
+        return (same, stop) if long[:same] + long[stop:] == short else (0, 0)
 
     def _answer(self, conversation: Conversation, turn: int, prompt: str) -> tuple[list[int], str]:
         """The tokens of the reply to a prompt, and the text up to their end.
@@ -224,7 +249,7 @@ def _later(conversation: Conversation, turn: int) -> Conversation:
 
 
 def _finished(
-    conversation: Conversation, tokens: list[int], mask: list[bool]
+    conversation: Conversation, tokens: list[int], mask: list[bool], shown: tuple[int, int]
 ) -> Iterator[Document]:
     if sum(mask) >= SHORTEST_ANSWER:
-        yield Document.of(tokens, mask, conversation.source, conversation.group)
+        yield Document.of(tokens, mask, conversation.source, conversation.group, shown)

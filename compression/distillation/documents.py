@@ -26,10 +26,10 @@ from tierwise.runtime.llama import Model
 __all__ = ["DataConfig", "Document", "Totals", "collect_documents", "split_documents", "totals"]
 
 SHARES: Mapping[str, float] = {
-    "agent": 0.2,
-    "python": 0.3,
-    "made": 0.4,
-    "chat": 0.1,
+    "agent": 0.15,
+    "python": 0.35,
+    "made": 0.45,
+    "chat": 0.05,
     "transcripts": 0.5,
     "corpus": 0.2,
 }

@@ -11,11 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from tierwise.compression.distillation.signal import SampledLogits
 
 if TYPE_CHECKING:
     from tierwise.compression.distillation.conversations import Document
+
+NO_HINT = torch.empty(0, dtype=torch.long)
 
 PAD = 0
 """Behind a document's end; nothing that counts attends to it, as attention is causal."""
@@ -29,45 +32,100 @@ class Lesson:
         tokens: Shape (n,), int64.
         positions: Shape (m,), int64: tokens after which the next one is to be predicted.
         weights: Shape (m,), float32.
+        given: Shape (m,), bool: where the next token is of a reply that is right.
         prompt: Length of the part before the first reply.
         signal: The teacher's, m rows; None where the teacher is asked anew at every step.
+        hint: Shape (k,), int64: what the teacher reads in this place and the student does not.
+        hint_at: How many of the tokens come before the hint.
     """
 
     tokens: Tensor
     positions: Tensor
     weights: Tensor
+    given: Tensor
     prompt: int
     signal: SampledLogits | None = None
+    hint: Tensor = NO_HINT
+    hint_at: int = 0
+
+    @property
+    def teacher_tokens(self) -> Tensor:
+        """What the teacher reads, shape (n + k,)."""
+        return torch.cat([self.tokens[: self.hint_at], self.hint, self.tokens[self.hint_at :]])
+
+    @property
+    def teacher_positions(self) -> Tensor:
+        """Where the teacher predicts what the student does, shape (m,)."""
+        behind = self.positions >= self.hint_at - 1
+        return self.positions + behind * len(self.hint)
 
 
 def make_lessons(
-    documents: Sequence[Document], *, prompt_share: float, prompt_weight: float, seed: int
+    documents: Sequence[Document],
+    *,
+    prompt_share: float,
+    prompt_weight: float,
+    shown: float = 1.0,
+    seed: int = 0,
 ) -> list[Lesson]:
-    """Lessons without a signal, one for each document."""
+    """Lessons without a signal, one for each document.
+
+    Args:
+        documents: To learn from.
+        prompt_share, prompt_weight: See `choose_positions`.
+        shown: Share of the documents whose demonstration of tools the student reads too. In the
+            others it learns from its teacher what the demonstration shows (context distillation,
+            Snell et al., arXiv 2209.15189), from half as many tokens.
+        seed: Of the draws.
+    """
     out = []
     for document in documents:
+        tokens = np.asarray(document.tokens, dtype=np.int64)
+        replies = np.asarray(document.answer, dtype=bool)
+        start, stop = document.shown
+        rng = np.random.default_rng((seed, len(tokens), int(tokens[-1])))
+        if rng.random() < shown:
+            start = stop = 0
+        hint = tokens[start:stop]
+        tokens, replies = (np.delete(part, np.s_[start:stop]) for part in (tokens, replies))
         positions, weights = choose_positions(
-            document, prompt_share=prompt_share, prompt_weight=prompt_weight, seed=seed
+            replies, rng, prompt_share=prompt_share, prompt_weight=prompt_weight
         )
-        tokens = torch.from_numpy(np.asarray(document.tokens, dtype=np.int64))
-        prompt = int(np.argmax(np.asarray(document.answer, dtype=bool)))
-        out.append(Lesson(tokens, torch.from_numpy(positions), torch.from_numpy(weights), prompt))
+        lesson = Lesson(
+            torch.from_numpy(tokens),
+            torch.from_numpy(positions),
+            torch.from_numpy(weights),
+            torch.from_numpy(replies[positions + 1]),
+            prompt=int(np.argmax(replies)),
+            hint=torch.from_numpy(hint),
+            hint_at=start,
+        )
+        out.append(lesson)
     return out
 
 
 def choose_positions(
-    document: Document, *, prompt_share: float, prompt_weight: float, seed: int
+    replies: NDArray[np.bool_],
+    rng: np.random.Generator,
+    *,
+    prompt_share: float,
+    prompt_weight: float,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """All positions whose next token is part of a reply, and some of the others.
 
     A prompt is eight times as long as its reply, and says the same things again and again: to
     learn from a quarter of it saves the output layer's time.
 
+    Args:
+        replies: Shape (n,): which tokens are part of one.
+        rng: Draws the others.
+        prompt_share: Share of the others.
+        prompt_weight: Their weight.
+
     Returns:
         Positions in ascending order and their weights, both of shape (m,).
     """
-    replies = np.asarray(document.answer, dtype=bool)[1:]
-    rng = np.random.default_rng((seed, len(document.tokens), int(document.tokens[-1])))
+    replies = replies[1:]
     prompts = ~replies & (rng.random(len(replies)) < prompt_share)
     positions = np.flatnonzero(replies | prompts)
     weights = np.where(replies[positions], 1.0, prompt_weight).astype(np.float32)
@@ -82,38 +140,45 @@ class Batch:
         tokens: Shape (lessons, longest).
         rows: Shape (m,): indices into the flattened tokens of all positions that count.
         weights: Shape (m,).
+        given: Shape (m,), bool: where the label is a right one.
         labels: Shape (m,): the tokens that really follow.
         signal: m rows, or None.
-        real: Tokens that are no padding.
+        teacher_tokens: Shape (lessons, longest for the teacher): with the hints.
+        teacher_rows: Shape (m,): indices into those, flattened.
     """
 
     tokens: Tensor
     rows: Tensor
     weights: Tensor
+    given: Tensor
     labels: Tensor
     signal: SampledLogits | None
-    real: int
+    teacher_tokens: Tensor
+    teacher_rows: Tensor
 
     def to(self, device: torch.device) -> Batch:
         return Batch(
             self.tokens.to(device),
             self.rows.to(device),
             self.weights.to(device),
+            self.given.to(device),
             self.labels.to(device),
             None if self.signal is None else self.signal.to(device),
-            self.real,
+            self.teacher_tokens.to(device),
+            self.teacher_rows.to(device),
         )
 
 
 def collate(lessons: Sequence[Lesson]) -> Batch:
     """One batch of these lessons."""
-    longest = max(len(lesson.tokens) for lesson in lessons)
-    tokens = torch.full((len(lessons), longest), PAD, dtype=torch.long)
-    rows, labels = [], []
-    for number, lesson in enumerate(lessons):
-        tokens[number, : len(lesson.tokens)] = lesson.tokens
-        rows.append(number * longest + lesson.positions)
-        labels.append(lesson.tokens[lesson.positions + 1])
+    tokens = pad_sequence([one.tokens for one in lessons], batch_first=True, padding_value=PAD)
+    rows = _rows([one.positions for one in lessons], tokens.shape[1])
+    teacher_tokens, teacher_rows = tokens, rows
+    if any(len(one.hint) for one in lessons):
+        teacher_tokens = pad_sequence(
+            [one.teacher_tokens for one in lessons], batch_first=True, padding_value=PAD
+        )
+        teacher_rows = _rows([one.teacher_positions for one in lessons], teacher_tokens.shape[1])
     signals = [lesson.signal for lesson in lessons if lesson.signal is not None]
     signal = None
     if len(signals) == len(lessons):
@@ -125,12 +190,18 @@ def collate(lessons: Sequence[Lesson]) -> Batch:
         )
     return Batch(
         tokens,
-        torch.cat(rows),
+        rows,
         torch.cat([lesson.weights for lesson in lessons]),
-        torch.cat(labels),
+        torch.cat([lesson.given for lesson in lessons]),
+        torch.cat([lesson.tokens[lesson.positions + 1] for lesson in lessons]),
         signal,
-        sum(len(lesson.tokens) for lesson in lessons),
+        teacher_tokens,
+        teacher_rows,
     )
+
+
+def _rows(positions: Sequence[Tensor], longest: int) -> Tensor:
+    return torch.cat([number * longest + part for number, part in enumerate(positions)])
 
 
 def plan_epoch(
@@ -173,6 +244,10 @@ def pack(lessons: Sequence[Lesson]) -> dict[str, Tensor]:
         "tokens": torch.cat([one.tokens.int() for one in lessons]),
         "positions": torch.cat([one.positions.int() for one in lessons]),
         "weights": torch.cat([one.weights for one in lessons]),
+        "given": torch.cat([one.given for one in lessons]),
+        "hints": torch.cat([one.hint.int() for one in lessons]),
+        "hint_lengths": torch.tensor([len(one.hint) for one in lessons]),
+        "hint_at": torch.tensor([one.hint_at for one in lessons]),
     }
     signals = [one.signal for one in lessons if one.signal is not None]
     if len(signals) == len(lessons):
@@ -189,6 +264,7 @@ def unpack(packed: Mapping[str, Tensor]) -> list[Lesson]:
     tokens = packed["tokens"].long().split(packed["lengths"].tolist())
     positions = packed["positions"].long().split(counts)
     weights = packed["weights"].split(counts)
+    given = packed["given"].split(counts)
     signals: list[SampledLogits | None] = [None] * len(counts)
     if "signal/ids" in packed:
         temperature = float(packed["signal/temperature"])
@@ -199,5 +275,7 @@ def unpack(packed: Mapping[str, Tensor]) -> list[Lesson]:
             SampledLogits(*three, temperature=temperature)
             for three in zip(ids, shares, entropies, strict=True)
         ]
-    rows = zip(tokens, positions, weights, packed["prompts"].tolist(), signals, strict=True)
+    hints = packed["hints"].long().split(packed["hint_lengths"].tolist())
+    prompts, places = packed["prompts"].tolist(), packed["hint_at"].tolist()
+    rows = zip(tokens, positions, weights, given, prompts, signals, hints, places, strict=True)
     return [Lesson(*row) for row in rows]

@@ -7,6 +7,7 @@ A student that only ever reads right answers never learns what to do after its o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -47,10 +48,19 @@ def write_replies(
         mask[row, width - len(prompt) :] = 1
     replies = _sample(student, tokens.to(device), mask.to(device), ends, generator, longest)
     out = []
-    for prompt, reply in zip(prompts, replies, strict=True):
+    for lesson, prompt, reply in zip(lessons, prompts, replies, strict=True):
         whole = torch.cat([prompt, reply])
         positions = torch.arange(len(prompt) - 1, len(whole) - 1)
-        out.append(Lesson(whole, positions, torch.ones(len(positions)), len(prompt)))
+        weights = torch.ones(len(positions))
+        written = replace(
+            lesson,
+            tokens=whole,
+            positions=positions,
+            weights=weights,
+            given=torch.zeros(len(positions), dtype=torch.bool),
+            signal=None,
+        )
+        out.append(written)
     return out
 
 

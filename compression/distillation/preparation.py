@@ -40,6 +40,10 @@ HELD_OUT_SHARE = 0.02
 SEARCH_TOKENS = 3_072
 """Of held-out documents, on which layers are chosen."""
 
+REFIT_TOKENS = 12_288
+"""Of lessons, on which what stays of a narrowed layer is refitted. SmolLM2-135M with 1,152 of
+1,536 channels: held-out KL 0.091 nats after 13,900 tokens, 0.108 after a quarter of them."""
+
 
 # --- the teacher's signal -------------------------------------------------------------------
 
@@ -60,6 +64,7 @@ def save_documents(file: Path, documents: list[Document]) -> None:
             "answers": torch.cat([torch.from_numpy(one.answer.copy()) for one in documents]),
             "sources": torch.tensor([sources.index(one.source) for one in documents]),
             "groups": torch.tensor([groups.index(one.group) for one in documents]),
+            "shown": torch.tensor([one.shown for one in documents]),
         },
         {"sources": "\n".join(sources)},
     )
@@ -78,11 +83,12 @@ def load_documents(file: Path) -> list[Document] | None:
         arrays["answers"].split(lengths),
         arrays["sources"].tolist(),
         arrays["groups"].tolist(),
+        arrays["shown"].tolist(),
         strict=True,
     )
     return [
-        Document(tokens.numpy(), answers.numpy(), sources[source], str(group))
-        for tokens, answers, source, group in rows
+        Document(tokens.numpy(), answers.numpy(), sources[source], str(group), (start, stop))
+        for tokens, answers, source, group, (start, stop) in rows
     ]
 
 
@@ -124,6 +130,7 @@ def capture_lessons(
                 part,
                 prompt_share=config.prompt_share,
                 prompt_weight=config.prompt_weight,
+                shown=config.shown,
                 seed=config.seed,
             )
         else:
@@ -135,6 +142,7 @@ def capture_lessons(
                 prompt_share=config.prompt_share,
                 prompt_weight=config.prompt_weight,
                 temperature=config.temperature,
+                shown=config.shown,
                 seed=config.seed,
                 progress=progress,
                 note=note,
@@ -161,7 +169,7 @@ def prune_student(
     del note
     task = PruneTask.model_validate_json((folder / TASK).read_text(encoding="utf-8"))
     model = load_model(task.parent, torch.float32)
-    batches = _search_batches(task.held_out)
+    batches = _batches(task.held_out, SEARCH_TOKENS)
     recipe, parents = task.recipe, task.parents
     wanted = recipe.layers_of(task.base_layers)
     removals: list[tuple[int, float]] = []
@@ -172,9 +180,14 @@ def prune_student(
     channels, groups = None, None
     if recipe.ffn < 1 or recipe.kv_groups is not None:
         decoder = decoder_of(model)
-        channels = possible_channels(decoder, recipe.ffn) if recipe.ffn < 1 else None
+        share = min(1.0, recipe.ffn * task.base_ffn / decoder.ffn)
+        channels = possible_channels(decoder, share) if recipe.ffn < 1 else None
         groups = recipe.kv_groups
-        model = prune_width(model, batches, channels=channels, kv_heads=groups)
+        batches = _batches(task.lessons, REFIT_TOKENS)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            model = prune_width(
+                model, batches, channels=channels, kv_heads=groups, progress=progress
+            )
     _save(model, task)
     result = Pruned(
         parents=tuple(layer for layer in parents if layer not in gone),
@@ -209,17 +222,17 @@ def _gone(
     return {layer for layer, _ in removals}
 
 
-def _search_batches(file: Path) -> list[torch.Tensor]:
-    """Held-out documents one by one, shape (1, length), of so many tokens together."""
+def _batches(file: Path, tokens: int) -> list[torch.Tensor]:
+    """What the teacher read, one by one, shape (1, length), of so many tokens together."""
     known = load_tensors(file)
     if known is None:
         raise BuildError(f"{str(file)!r} is damaged. Run the same command again: it is made anew.")
     out, held = [], 0
     for lesson in unpack(known[0]):
-        if held >= SEARCH_TOKENS:
+        if held >= tokens:
             break
-        out.append(lesson.tokens[None])
-        held += len(lesson.tokens)
+        out.append(lesson.teacher_tokens[None])
+        held += len(lesson.teacher_tokens)
     return out
 
 

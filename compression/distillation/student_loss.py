@@ -77,7 +77,7 @@ class StudentLoss(nn.Module):
         student: A decoder of transformers.
         loss: One of ``losses.LOSSES``.
         temperature: Of the soft targets.
-        cross_entropy: Weight of the token that really follows.
+        cross_entropy: Weight of the token that really follows, in replies that were given.
         hidden: Weight of the hidden-state loss.
         hidden_kind: "cosine" or "mse".
     """
@@ -128,7 +128,8 @@ class StudentLoss(nn.Module):
             )
             if self.cross_entropy:
                 hard = F.cross_entropy(logits, batch.labels[start:stop], reduction="none")
-                part = part + self.cross_entropy * (hard * weights).sum()
+                given = weights * batch.given[start:stop]
+                part = part + self.cross_entropy * (hard * given).sum()
             return part
 
         weight = head_of(self.student).weight
@@ -140,7 +141,7 @@ class StudentLoss(nn.Module):
             total = _measured(rows, weight, cap, loss_of)
         if wants_hidden:
             own = [state.reshape(-1, last.shape[-1])[batch.rows] for state in out.hidden_states[1:]]
-            theirs = [state[batch.rows] for state in teacher_hidden]
+            theirs = [state[batch.teacher_rows] for state in teacher_hidden]
             apart = hidden_loss(own, theirs, self.hidden_kind, batch.weights)
             total = total + self.hidden * apart * batch.weights.sum()
         return total

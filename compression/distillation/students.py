@@ -38,7 +38,7 @@ from tierwise.runtime.family import Distillation, Record
 from tierwise.runtime.files import FileHashes, write_atomically
 from tierwise.runtime.llama import Model
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same config gives other students than before."""
 
 
@@ -183,7 +183,7 @@ class _Class:
     def _student(self, number: int, key: str, made: _Made) -> Student:
         recipe = self.config.students[number]
         return Student(
-            name=_name(recipe, made),
+            name=_name(made),
             gguf=self._file(key),
             pruned_layers=made.pruned_layers,
             ffn_channels=made.ffn_channels,
@@ -219,7 +219,7 @@ class _Class:
             trained=(folder / "trained").resolve(),
         )
         write_atomically(folder / TASK, job.model_dump_json())
-        with self.reporter.stage(f"Teaching d{len(pruned.parents)}") as progress:
+        with self.reporter.stage(f"Teaching {_name(pruned)}") as progress:
             run_worker(
                 "train",
                 folder,
@@ -241,7 +241,7 @@ class _Class:
         collected = self.stages.load("documents", self.key, _Collected)
         with Model(self.base.gguf, no_alloc=True) as model:
             layers = model.layers
-        name = f"d{len(pruned.parents)}"
+        name = _name(pruned)
         with self.reporter.stage(f"Exporting {name}") as progress:
             file = export_gguf(
                 folder / "trained",
@@ -342,14 +342,19 @@ class _Class:
                 parent=parent[0].resolve(),
                 parents=parent[1],
                 base_layers=layers,
+                base_ffn=self._ffn(),
                 held_out=(self.folder / HELD_OUT).resolve(),
+                lessons=(self.folder / LESSONS).resolve(),
                 target=(folder / "start").resolve(),
             )
             write_atomically(work / TASK, task.model_dump_json())
-            wanted = recipe.layers_of(layers)
-            with self.reporter.stage(f"Choosing {layers - wanted} layers to prune") as progress:
+            with self.reporter.stage(f"Pruning {self.base.name}") as progress:
                 run_worker("prune", work, threads=self.threads, progress=progress)
         return Pruned.model_validate_json((work / RESULT).read_text(encoding="utf-8"))
+
+    def _ffn(self) -> int:
+        with Model(self.base.gguf, no_alloc=True) as model:
+            return int(model.metadata[f"{model.architecture}.feed_forward_length"])
 
 
 def _trained(folder: Path) -> Counters | None:
@@ -363,7 +368,7 @@ def _trained(folder: Path) -> Counters | None:
     return counters if counters.weights_sha256 == found else None
 
 
-def _name(recipe: StudentRecipe, made: _Made) -> str:
+def _name(made: Pruned | _Made) -> str:
     parts = [f"d{len(made.parents)}"]
     if made.ffn_channels is not None:
         parts.append(f"f{made.ffn_channels}")

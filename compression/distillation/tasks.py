@@ -32,8 +32,9 @@ class PruneTask(BaseModel):
         recipe: What should stay.
         parent: Folder of the checkpoint to prune.
         parents: The base's layer that each of the parent's came from.
-        base_layers: Of the base.
+        base_layers, base_ffn: Layers of the base, and channels of its MLPs.
         held_out: File of lessons to choose layers on.
+        lessons: File of those to refit narrowed layers on.
         protected: Layers at either end that stay.
         target: Folder for the pruned checkpoint.
     """
@@ -44,7 +45,9 @@ class PruneTask(BaseModel):
     parent: Path
     parents: tuple[int, ...]
     base_layers: int
+    base_ffn: int
     held_out: Path
+    lessons: Path
     protected: int = 2
     target: Path
 

@@ -260,10 +260,10 @@ class Trainer:
             if signal is None or (self.config.hidden and loss is None):
                 assert self.teacher is not None
                 last, hidden = self.teacher.hidden_after(
-                    batch.tokens, self.parents if self.config.hidden else ()
+                    batch.teacher_tokens, self.parents if self.config.hidden else ()
                 )
                 if signal is None:
-                    signal = DenseLogits(self.teacher.logits(last, batch.rows))
+                    signal = DenseLogits(self.teacher.logits(last, batch.teacher_rows))
             result: Tensor = self.model(batch, signal, hidden, loss)
         return result
 
@@ -321,8 +321,8 @@ class Trainer:
         signal: TeacherSignal | None = batch.signal
         if signal is None:
             assert self.teacher is not None
-            hidden = self.teacher.hidden(batch.tokens)
-            signal = DenseLogits(self.teacher.logits(hidden, batch.rows))
+            hidden = self.teacher.hidden(batch.teacher_tokens)
+            signal = DenseLogits(self.teacher.logits(hidden, batch.teacher_rows))
         plain = StudentLoss(self.student, temperature=self.config.temperature)
         with self.accelerator.autocast():
             result: Tensor = plain(batch, signal)

@@ -34,7 +34,7 @@ TITLES = [
     "Reading the weights of tiny",
     "Collecting documents",
     "Listening to the teacher",
-    "Choosing 1 layers to prune",
+    "Pruning tiny",
     "Teaching d5",
     "Exporting d5",
 ]

@@ -113,6 +113,70 @@ def test_all_of_a_reply_is_learned_and_some_of_the_prompt() -> None:
     assert 0.4 < share < 0.6
 
 
+def shown_documents() -> list[Document]:
+    """Each with twelve tokens in the middle of its prompt that demonstrate something."""
+    out = []
+    for one in documents():
+        tokens, answer = one.tokens.tolist(), one.answer.tolist()
+        tokens[5:5] = range(400, 412)
+        answer[5:5] = [False] * 12
+        out.append(Document.of(tokens, answer, one.source, one.group, (5, 17)))
+    return out
+
+
+def test_a_demonstration_is_read_by_the_teacher_alone() -> None:
+    options: dict[str, float] = {"prompt_share": 0.5, "prompt_weight": 0.25}
+    whole = make_lessons(shown_documents(), **options, shown=1.0)
+    short = make_lessons(shown_documents(), **options, shown=0.0)
+    for document, long, brief, plain in zip(
+        shown_documents(), whole, short, documents(), strict=True
+    ):
+        assert long.tokens.tolist() == document.tokens.tolist() and not len(long.hint)
+        assert brief.tokens.tolist() == plain.tokens.tolist()
+        assert brief.teacher_tokens.tolist() == document.tokens.tolist()
+        assert brief.prompt == long.prompt - 12
+        # After the same token the same one follows, but for the last before the demonstration:
+        # there the teacher has read it to its end.
+        for own, theirs in zip(brief.positions, brief.teacher_positions, strict=True):
+            assert brief.tokens[own + 1] == brief.teacher_tokens[theirs + 1]
+            if own == 4:
+                assert theirs == 16
+            else:
+                assert brief.tokens[own] == brief.teacher_tokens[theirs]
+    mixed = make_lessons(shown_documents(), **options, shown=0.5)
+    assert 4 < sum(len(one.hint) == 0 for one in mixed) < 20
+    batch = collate(short)
+    flat, other = batch.tokens.flatten(), batch.teacher_tokens.flatten()
+    assert torch.equal(flat[batch.rows + 1], other[batch.teacher_rows + 1])
+    assert torch.equal(flat[batch.rows + 1], batch.labels)
+
+
+def test_the_signal_is_of_a_teacher_that_has_seen_the_demonstration(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    teacher = Teacher.load(checkpoint)
+    found = capture(lambda: teacher, shown_documents(), tmp_path, shown=0.0, **CAPTURE)
+    for lesson in found[:4]:
+        logits = teacher.logits(
+            teacher.hidden(lesson.teacher_tokens[None]), lesson.teacher_positions
+        )
+        assert lesson.signal is not None
+        likeliest = logits.log_softmax(-1).max(dim=-1)
+        first = lesson.signal.ids[:, 0]
+        assert (first == likeliest.indices).float().mean() > 0.9
+    known = pack(found)
+    assert same(unpack(known), found)
+
+
+def test_hard_labels_are_those_of_replies_that_were_given(checkpoint: Path) -> None:
+    lesson = make_lessons(documents(), prompt_share=1.0, prompt_weight=0.5)[0]
+    assert lesson.given.sum() == 8 and not bool(lesson.given[:-8].any())
+    student = student_of(checkpoint)
+    generator = torch.Generator().manual_seed(0)
+    (own,) = write_replies(student, [lesson], ends=frozenset({2}), generator=generator)
+    assert not bool(own.given.any()) and own.signal is None
+
+
 def test_lessons_survive_a_file(lessons: list[Lesson], tmp_path: Path) -> None:
     save_tensors(tmp_path / "x", pack(lessons), {})
     known = load_tensors(tmp_path / "x")
@@ -228,7 +292,7 @@ def test_the_loss_in_chunks_is_the_loss_in_one_piece(checkpoint: Path, loss: str
     logits = student(batch.tokens).logits.flatten(0, 1)[batch.rows]
     wanted = LOSSES[loss](logits, signal.logits, mask=batch.weights) * batch.weights.sum()
     hard = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none")
-    wanted = wanted + 0.5 * (hard * batch.weights).sum()
+    wanted = wanted + 0.5 * (hard * batch.weights)[batch.given].sum()
     wanted.backward()
     assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-4)
     for name, parameter in student.named_parameters():
