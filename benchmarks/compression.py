@@ -3,7 +3,7 @@
     build_seconds          compression_build.py       a quantization-only family of SmolLM2
     export_max_kl          compression_export.py      transformers against llama.cpp
     allocation_kld_ratio   compression_allocation.py  searched mix against llama.cpp's types
-    quality_tier_*         compression_retained.py    the distilled tier of most layers
+    quality_tier_*         compression_retained.py    the distilled tier nearest to the base
     fast_tier_*            compression_retained.py    the quickest tier
     case_study             examples/04_text_classification.py
 
@@ -106,19 +106,18 @@ def named(part: str, found: Mapping[str, Any], folder: Path | None) -> dict[str,
 
 
 def chosen(family: Family) -> tuple[Tier, Tier]:
-    """The distilled tier of most layers (of two such, the nearest to the base), and the tier that
-    is quickest on this machine."""
+    """The distilled tier that is nearest to the base, and the one that is quickest here."""
     profiles = family_profiles(family)
 
     def seconds(tier: Tier) -> float:
         return profiles[tier.name].seconds(REFERENCE_PROMPT, REFERENCE_REPLY, cold=False)
 
-    def quality(tier: Tier) -> tuple[int, float]:
-        divergence = tier.quality.divergence
-        return tier.layers, -(divergence.kl_mean if divergence is not None else 0.0)
+    def divergence(tier: Tier) -> float:
+        found = tier.quality.divergence
+        return 0.0 if found is None else found.kl_mean
 
     taught = [tier for tier in family.tiers if tier.lineage.distillation is not None]
-    return max(taught or family.tiers, key=quality), min(family.tiers, key=seconds)
+    return min(taught or family.tiers, key=divergence), min(family.tiers, key=seconds)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 from tierwise.compression.base_record import chat_template_of, file_type_of, tokenizer_hash
 from tierwise.compression.front import REFERENCE_PROMPT, REFERENCE_REPLY
 from tierwise.compression.measure import measure_drafts, profile_of, success_of
+from tierwise.compression.report.cards import write_cards
 from tierwise.compression.reporting import Reporter, Silent
 from tierwise.compression.source import check_gguf
 from tierwise.evaluation.tasks import menu_of
@@ -23,7 +24,7 @@ from tierwise.runtime.errors import ConfigError, ModelNotFoundError, Unsupported
 from tierwise.runtime.family import Family, Lineage, Quality, Tier
 from tierwise.runtime.files import FileHashes, link_or_copy
 from tierwise.runtime.llama import Model
-from tierwise.runtime.profile import load_profile
+from tierwise.runtime.profile import family_profiles, load_profile
 from tierwise.runtime.resources import probe
 
 DEFAULT_TASKS, DEFAULT_SEED = 48, 0
@@ -77,6 +78,7 @@ def adopt_tier(
         dropped = {key: why for key, why in family.dropped.items() if key != name}
         adopted = family.model_copy(update={"tiers": tuple(tiers), "dropped": dropped})
         adopted.save(family.folder)
+    write_cards(adopted, family_profiles(adopted))
     return adopted
 
 

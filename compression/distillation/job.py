@@ -18,10 +18,11 @@ from tierwise.compression.distillation.config import DistillConfig
 from tierwise.compression.distillation.lessons import unpack
 from tierwise.compression.distillation.lora import add_adapters, merge_adapters
 from tierwise.compression.distillation.rounding import round_weights
+from tierwise.compression.distillation.schedule import Limits
 from tierwise.compression.distillation.tasks import RESULT, TASK, WEIGHTS, Counters, Job
 from tierwise.compression.distillation.teacher import Teacher, head_of, load_model
 from tierwise.compression.distillation.tensor_files import load_tensors
-from tierwise.compression.distillation.train import Limits, Trainer
+from tierwise.compression.distillation.train import Trainer
 from tierwise.compression.reporting import Progress
 from tierwise.runtime.errors import BuildError, ConfigError
 from tierwise.runtime.files import sha256_of, write_atomically

@@ -11,36 +11,26 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from tierwise.compression.dequantize import checkpoint_of
 from tierwise.compression.distillation.config import DistillConfig, StudentRecipe
-from tierwise.compression.distillation.documents import DataConfig, collect_documents, totals
 from tierwise.compression.distillation.tasks import (
-    DOCUMENTS,
     HELD_OUT,
     LESSONS,
     RESULT,
     TASK,
     WEIGHTS,
-    CaptureTask,
     Counters,
     Job,
     Pruned,
     PruneTask,
 )
-from tierwise.compression.distillation.teacher_model import choose_teacher
+from tierwise.compression.distillation.teaching import Teaching
 from tierwise.compression.distillation.worker import run_worker
 from tierwise.compression.export import export_gguf
 from tierwise.compression.reporting import Reporter
 from tierwise.compression.source import BaseSource
 from tierwise.compression.stages import Stages, content_key
-from tierwise.runtime.errors import MissingExtraError
 from tierwise.runtime.family import Distillation, Record
 from tierwise.runtime.files import FileHashes, write_atomically
-from tierwise.runtime.llama import Model
-
-VERSION = 2
-"""Raise it when the same config gives other students than before."""
-
 
 PRUNED = "pruned"
 
@@ -78,12 +68,6 @@ class _Made(Record):
     distillation: Distillation
 
 
-class _Collected(Record):
-    """Documents by source."""
-
-    documents: dict[str, int]
-
-
 def make_students(
     base: BaseSource,
     config: DistillConfig,
@@ -106,43 +90,17 @@ def make_students(
         BuildError: Training failed; the message says why.
         DiskFullError: There is no room; the same call goes on.
     """
-    _need_extra()
-    return _Class(base, config, stages, reporter, threads).students()
-
-
-def _need_extra() -> None:
-    import importlib.util
-
-    for package in ("torch", "transformers", "accelerate", "gguf", "safetensors"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtraError(
-                f"distillation needs the package {package!r}: pip install 'tierwise[compress]'"
-            )
+    teaching = Teaching(base, config, stages, reporter, threads)
+    return _Class(teaching).students()
 
 
 class _Class:
-    """One teacher and its students."""
+    """All students of one teaching."""
 
-    def __init__(
-        self,
-        base: BaseSource,
-        config: DistillConfig,
-        stages: Stages,
-        reporter: Reporter,
-        threads: int,
-    ) -> None:
-        self.base, self.config, self.stages, self.reporter = base, config, stages, reporter
-        self.threads = threads
-        self.teacher = choose_teacher(base, config)
-        self.sha256 = FileHashes.shared().sha256(self.teacher.gguf)
-        shared = config.model_dump(mode="json", exclude={"students", "minutes", "steps", "launch"})
-        if (own := shared.pop("teacher_model")) is not None:
-            shared["student"] = [own, FileHashes.shared().sha256(base.gguf)]
-        files = [FileHashes.shared().sha256(path) for path in config.transcripts]
-        self.key = content_key(base=self.sha256, shared=shared, files=files, version=VERSION)
-        self._read: dict[Path, Path] = {}
-        self.folder = stages.folder / f"distil-{self.key}"
-        self.folder.mkdir(exist_ok=True)
+    def __init__(self, teaching: Teaching) -> None:
+        self.teaching = teaching
+        self.base, self.config, self.stages = teaching.base, teaching.config, teaching.stages
+        self.reporter, self.folder = teaching.reporter, teaching.folder
 
     def students(self) -> tuple[Student, ...]:
         keys = [self._key(number) for number in range(len(self.config.students))]
@@ -160,7 +118,7 @@ class _Class:
         """Stands for a student and all those before it."""
         recipes = [one.model_dump(mode="json") for one in self.config.students[: number + 1]]
         limits = [self._limits(one) for one in range(number + 1)]
-        return content_key(shared=self.key, recipes=recipes, limits=limits)
+        return content_key(shared=self.teaching.key, recipes=recipes, limits=limits)
 
     def _limits(self, number: int) -> tuple[float, int | None]:
         """Seconds and steps of one student."""
@@ -197,13 +155,10 @@ class _Class:
     ) -> None:
         """Leaves the folder's ``trained`` checkpoint and how it went."""
         recipe, config = self.config.students[number], self.config
-        teacher = self._lessons()
-        with Model(self.base.gguf, no_alloc=True) as model:
-            layers = model.layers
-            ends = tuple(token for token in range(model.vocab_size) if model.is_end(token))
+        teacher = self.teaching.lessons()
         folder.mkdir(exist_ok=True)
-        start = parent or (self._checkpoint(self.base), tuple(range(layers)))
-        pruned = self._prune(recipe, folder, start, layers)
+        start = parent or (self.teaching.checkpoint(self.base), tuple(range(self.teaching.layers)))
+        pruned = self._prune(recipe, folder, start)
         seconds, steps = self._limits(number)
         job = Job(
             config=config,
@@ -211,7 +166,7 @@ class _Class:
             steps=steps,
             aware=recipe.quantization_aware,
             parents=pruned.parents,
-            ends=ends,
+            ends=self.teaching.ends,
             teacher=teacher.resolve(),
             start=(folder / "start").resolve(),
             lessons=(self.folder / LESSONS).resolve(),
@@ -223,7 +178,7 @@ class _Class:
             run_worker(
                 "train",
                 folder,
-                threads=self.threads,
+                threads=self.teaching.threads,
                 launch=config.launch,
                 progress=progress,
                 note=self.reporter.note,
@@ -238,9 +193,6 @@ class _Class:
             counters = _trained(folder)
             assert counters is not None
         pruned = Pruned.model_validate_json((folder / PRUNED / RESULT).read_text(encoding="utf-8"))
-        collected = self.stages.load("documents", self.key, _Collected)
-        with Model(self.base.gguf, no_alloc=True) as model:
-            layers = model.layers
         name = _name(pruned)
         with self.reporter.stage(f"Exporting {name}") as progress:
             file = export_gguf(
@@ -252,18 +204,18 @@ class _Class:
             )
         made = _Made(
             gguf_sha256=FileHashes.shared().sha256(file),
-            pruned_layers=tuple(sorted(set(range(layers)) - set(pruned.parents))),
+            pruned_layers=tuple(sorted(set(range(self.teaching.layers)) - set(pruned.parents))),
             parents=pruned.parents,
             ffn_channels=pruned.ffn_channels,
             kv_heads=pruned.kv_heads,
             distillation=Distillation(
-                teacher_sha256=self.sha256,
+                teacher_sha256=self.teaching.sha256,
                 loss=config.loss,
                 steps=counters.step,
                 skipped_steps=counters.skipped,
                 tokens=counters.tokens,
                 seconds=round(counters.seconds, 1),
-                documents=collected.documents if collected else {},
+                documents=self.teaching.collected(),
                 quantization_aware=recipe.quantization_aware,
                 kl_before=counters.first_kl or 0.0,
                 kl_after=counters.last_kl or 0.0,
@@ -275,64 +227,11 @@ class _Class:
         shutil.rmtree(folder / "start", ignore_errors=True)
         return made
 
-    def _lessons(self) -> Path:
-        """The teacher's checkpoint; lessons and held-out ones are in the folder."""
-        from tierwise.compression.distillation.preparation import (
-            load_documents,
-            save_documents,
-        )
-        from tierwise.compression.distillation.tensor_files import load_tensors
-
-        teacher = self._checkpoint(self.teacher)
-        collected = self.stages.load("documents", self.key, _Collected)
-        if collected is None or load_documents(self.folder / DOCUMENTS) is None:
-            with self.reporter.stage("Collecting documents") as progress:
-                documents = collect_documents(self.teacher.gguf, self._data(), progress=progress)
-                save_documents(self.folder / DOCUMENTS, documents)
-                collected = _Collected(
-                    documents={name: one.documents for name, one in totals(documents).items()}
-                )
-            self.stages.save("documents", self.key, collected)
-        if any(load_tensors(self.folder / name) is None for name in (HELD_OUT, LESSONS)):
-            task = CaptureTask(config=self.config, teacher=teacher.resolve(), key=self.sha256)
-            write_atomically(self.folder / TASK, task.model_dump_json())
-            with self.reporter.stage("Listening to the teacher") as progress:
-                run_worker(
-                    "capture",
-                    self.folder,
-                    threads=self.threads,
-                    progress=progress,
-                    note=self.reporter.note,
-                )
-        return teacher
-
-    def _checkpoint(self, source: BaseSource) -> Path:
-        """A transformers folder of the source, dequantized where it is a GGUF file."""
-        folder = self.stages.folder / f"teacher-{FileHashes.shared().sha256(source.gguf)[:16]}"
-        if folder not in self._read:
-            with self.reporter.stage(f"Reading the weights of {source.name}") as progress:
-                self._read[folder] = checkpoint_of(source, folder, progress=progress)
-        return self._read[folder]
-
-    def _data(self) -> DataConfig:
-        config = self.config
-        return DataConfig(
-            tokens=config.tokens,
-            max_tokens=config.document_tokens,
-            transcripts=config.transcripts,
-            corpus=config.corpus,
-            answers=config.answers,
-            cache=self.folder / "answers.jsonl",
-            seed=config.seed,
-            threads=self.threads,
-        )
-
     def _prune(
         self,
         recipe: StudentRecipe,
         folder: Path,
         parent: tuple[Path, tuple[int, ...]],
-        layers: int,
     ) -> Pruned:
         work = folder / PRUNED
         if not (work / RESULT).is_file() or not (folder / "start").is_dir():
@@ -341,20 +240,16 @@ class _Class:
                 recipe=recipe,
                 parent=parent[0].resolve(),
                 parents=parent[1],
-                base_layers=layers,
-                base_ffn=self._ffn(),
+                base_layers=self.teaching.layers,
+                base_ffn=self.teaching.ffn,
                 held_out=(self.folder / HELD_OUT).resolve(),
                 lessons=(self.folder / LESSONS).resolve(),
                 target=(folder / "start").resolve(),
             )
             write_atomically(work / TASK, task.model_dump_json())
             with self.reporter.stage(f"Pruning {self.base.name}") as progress:
-                run_worker("prune", work, threads=self.threads, progress=progress)
+                run_worker("prune", work, threads=self.teaching.threads, progress=progress)
         return Pruned.model_validate_json((work / RESULT).read_text(encoding="utf-8"))
-
-    def _ffn(self) -> int:
-        with Model(self.base.gguf, no_alloc=True) as model:
-            return int(model.metadata[f"{model.architecture}.feed_forward_length"])
 
 
 def _trained(folder: Path) -> Counters | None:

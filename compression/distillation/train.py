@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,11 @@ from torch import Tensor
 
 from tierwise.compression.distillation.anchor import Anchor
 from tierwise.compression.distillation.config import DistillConfig
+from tierwise.compression.distillation.held_out import held_out_divergence
 from tierwise.compression.distillation.lessons import Lesson, collate, plan_epoch
 from tierwise.compression.distillation.on_policy import write_replies
 from tierwise.compression.distillation.rounding import rounded
+from tierwise.compression.distillation.schedule import Limits, learning_rate
 from tierwise.compression.distillation.signal import DenseLogits, TeacherSignal
 from tierwise.compression.distillation.student_loss import StudentLoss
 from tierwise.compression.distillation.tasks import Counters
@@ -31,10 +32,6 @@ from tierwise.compression.distillation.training_state import load_state, save_st
 from tierwise.compression.reporting import Progress
 from tierwise.runtime.errors import BuildError
 from tierwise.runtime.family import CurvePoint
-
-WARM_UP_STEPS = 10
-LAST_RATE = 0.1
-"""Share of the peak learning rate at the end of the cosine."""
 
 CLIP = 1.0
 EVALUATIONS = 12
@@ -47,18 +44,6 @@ DIVERGED = 2.0
 """A run ends whose held-out KL grows to this multiple of its best one."""
 
 ON_POLICY_PROMPTS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """When a run is done: after ``steps`` where they are given, else after ``seconds``."""
-
-    seconds: float
-    steps: int | None = None
-
-    def share(self, step: int, seconds: float) -> float:
-        """How much of the run is over, 0..1."""
-        return min(1.0, step / self.steps if self.steps else seconds / self.seconds)
 
 
 class Trainer:
@@ -198,7 +183,7 @@ class Trainer:
         on_policy = self.teacher is not None and share >= 1 - self.config.on_policy
         if on_policy:
             micro = self._own_replies(number, micro)
-        rate = self._rate()
+        rate = learning_rate(self.config.learning_rate, counters.step, share)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = self._gradients(micro, "reverse_kl" if on_policy else None)
@@ -225,11 +210,6 @@ class Trainer:
         if over or int(self._share * EVALUATIONS) > int(share * EVALUATIONS):
             return self._checkpoint(over)
         return True
-
-    def _rate(self) -> float:
-        cosine = LAST_RATE + (1 - LAST_RATE) * (1 + math.cos(math.pi * self._share)) / 2
-        warm = min(1.0, (self.counters.step + 1) / WARM_UP_STEPS)
-        return self.config.learning_rate * cosine * warm
 
     def _gradients(self, micro: list[list[Lesson]], loss: str | None) -> float:
         """Backward passes of this process's share of the step; the loss per position."""
@@ -300,33 +280,14 @@ class Trainer:
             )
         )
 
-    @torch.no_grad()
     def _evaluate(self) -> float:
-        """KL(teacher ‖ student) per position of the held-out lessons, in nats."""
-        self.student.eval()
-        lengths = [len(lesson.tokens) for lesson in self.held_out]
-        (step,) = plan_epoch(
-            lengths, tokens_per_step=sum(lengths), micro_tokens=2048, seed=0, epoch=0
+        return held_out_divergence(
+            self.student,
+            self.held_out,
+            temperature=self.config.temperature,
+            teacher=self.teacher,
+            accelerator=self.accelerator,
         )
-        total = weight = 0.0
-        for micro in step:
-            part = [self.held_out[number] for number in micro]
-            total += float(self._held_out_loss(part))
-            weight += sum(float(lesson.weights.sum()) for lesson in part)
-        self.student.train()
-        return total / max(weight, 1e-12)
-
-    def _held_out_loss(self, lessons: list[Lesson]) -> Tensor:
-        batch = collate(lessons).to(self.accelerator.device)
-        signal: TeacherSignal | None = batch.signal
-        if signal is None:
-            assert self.teacher is not None
-            hidden = self.teacher.hidden(batch.teacher_tokens)
-            signal = DenseLogits(self.teacher.logits(hidden, batch.teacher_rows))
-        plain = StudentLoss(self.student, temperature=self.config.temperature)
-        with self.accelerator.autocast():
-            result: Tensor = plain(batch, signal)
-        return result
 
     def _checkpoint(self, over: bool) -> bool:
         """Measures and keeps the state; False when the run is over or has diverged."""

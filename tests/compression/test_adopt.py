@@ -110,6 +110,8 @@ def test_a_file_becomes_a_tier(family: Family, other: Path) -> None:
         f"Tool tasks with {name}",
     ]
     assert other.is_file() and reporter.notes == []
+    card = (family.folder / f"{name}.md").read_text(encoding="utf-8")
+    assert "Q5_0" in card and family.base.name in card
 
 
 def test_it_is_measured_like_the_others(family: Family, other: Path) -> None:

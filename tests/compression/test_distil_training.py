@@ -33,12 +33,13 @@ from tierwise.compression.distillation.lessons import (
 from tierwise.compression.distillation.losses import LOSSES
 from tierwise.compression.distillation.on_policy import write_replies
 from tierwise.compression.distillation.rounding import round_q4_0
+from tierwise.compression.distillation.schedule import Limits
 from tierwise.compression.distillation.signal import DenseLogits
 from tierwise.compression.distillation.student_loss import CHUNK, StudentLoss
 from tierwise.compression.distillation.tasks import RESULT, TASK, Counters, Job
 from tierwise.compression.distillation.teacher import Teacher, load_model
 from tierwise.compression.distillation.tensor_files import load_tensors, save_tensors
-from tierwise.compression.distillation.train import Limits, Trainer
+from tierwise.compression.distillation.train import Trainer
 from tierwise.compression.distillation.worker import run_worker
 from tierwise.compression.pruning.depth import prune_layers
 from tierwise.runtime.errors import BuildError, ConfigError, DiskFullError
