@@ -127,7 +127,7 @@ def same_value(gold: Any, given: Any, schema: JSONObject) -> bool:
             and all(same_value(a, b, items) for a, b in zip(gold, given, strict=True))
         )
     if isinstance(gold, str):
-        return isinstance(given, str) and _plain(gold) == _plain(given)
+        return isinstance(given, str) and plain_text(gold) == plain_text(given)
     if gold is None or isinstance(gold, bool):
         return given is gold
     return isinstance(given, int | float) and _same_number(gold, given)
@@ -155,7 +155,7 @@ def _same_number(gold: float, given: float) -> bool:
         return False
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """The text in one case, single-spaced, without whitespace and punctuation at its ends."""
     words = " ".join(text.casefold().split())
     start, end = 0, len(words)

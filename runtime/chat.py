@@ -169,15 +169,19 @@ class Reply:
 
     ``reasoning`` is what the model wrote between its thinking tags; it is not part of the text.
 
-    ``confidence`` is the smallest gap between the chances of the best and the second-best
-    token over the tokens that the model chose itself (those the grammar forced do not count);
-    1.0 where it chose none.
+    ``margins`` are the gaps between the chances of the best and the second-best token, one for
+    each token that the model chose itself (those the grammar forced do not count).
     """
 
     text: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     finish_reason: FinishReason = "stop"
     usage: Usage = field(default_factory=Usage)
-    confidence: float = 1.0
+    margins: tuple[float, ...] = ()
     reasoning: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
+
+    @property
+    def confidence(self) -> float:
+        """The smallest of the margins; 1.0 where the model chose nothing."""
+        return min(self.margins, default=1.0)

@@ -51,9 +51,14 @@ class Generated:
     text: str
     finish_reason: FinishReason
     usage: Usage
-    confidence: float
+    margins: tuple[float, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     tokens: tuple[int, ...] = ()
+
+    @property
+    def confidence(self) -> float:
+        """As in `Reply`."""
+        return min(self.margins, default=1.0)
 
 
 class Generation:
@@ -99,7 +104,7 @@ class Generation:
         self._text = ""
         self._sent = 0
         self._count = self._forced = 0
-        self._confidence = 1.0
+        self._margins: list[float] = []
         self._logprobs: list[TokenLogprob] = []
         self._matcher: Any = None
         if request.constraint is not None:
@@ -157,7 +162,7 @@ class Generation:
             text=self._text,
             finish_reason=self.finish_reason,
             usage=usage,
-            confidence=self._confidence,
+            margins=tuple(self._margins),
             logprobs=tuple(self._logprobs),
             tokens=tuple(self.tokens[len(self._request.prompt) :]),
         )
@@ -179,7 +184,7 @@ class Generation:
         alternatives = self._request.sampling.logprobs
         raw = None if alternatives is None else logits.copy()
         token = self._sampler.draw(context, row, logits, self._matcher)
-        self._confidence = min(self._confidence, margin(logits, token if self.greedy else None))
+        self._margins.append(margin(logits, token if self.greedy else None))
         if self._model.is_end(token):
             self._finish("stop")
             return

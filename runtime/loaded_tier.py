@@ -59,7 +59,7 @@ class ReplyStream:
             tool_calls=parsed.tool_calls,
             finish_reason="tool_calls" if parsed.tool_calls else done.finish_reason,
             usage=done.usage,
-            confidence=done.confidence,
+            margins=done.margins,
             reasoning=parsed.reasoning,
             logprobs=done.logprobs,
         )

@@ -25,7 +25,7 @@ def answered(reply: Reply) -> Answer:
 
 def test_a_text_as_a_message() -> None:
     usage = Usage(prompt_tokens=20, cached_tokens=12, completion_tokens=5)
-    message = to_ai_message(answered(Reply("Hello.", usage=usage, confidence=0.123456)))
+    message = to_ai_message(answered(Reply("Hello.", usage=usage, margins=(0.5, 0.123456))))
     assert message.content == "Hello." and message.tool_calls == []
     assert message.usage_metadata == {
         "input_tokens": 20,

@@ -1,0 +1,170 @@
+"""Runs every tier of a family over suites, and keeps what came of it.
+
+Suites are run in blocks, and in each block every tier has its turn: whenever the run is stopped,
+all tiers have answered the same tasks, from all suites alike. What is known is not run again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+
+from tierwise.evaluation.outcomes import KnownTask, OutcomeStore, TierOutcome
+from tierwise.evaluation.own_prompts import OwnTask
+from tierwise.evaluation.success import Outcome, run_suite
+from tierwise.evaluation.suites import Suite
+from tierwise.evaluation.tasks import Checkable
+from tierwise.runtime.energy import EnergyMeter
+from tierwise.runtime.family import Family, Tier
+from tierwise.runtime.message_json import call_to_json, reply_from_json, reply_to_json
+from tierwise.runtime.pool import Pool
+
+BLOCK = 16
+TIMED = 2
+"""Tasks of a block that run alone, so that their seconds are those of a call."""
+
+REPLY_ROOM = 512
+"""Tokens of context kept for a reply whose length nobody limits."""
+
+Item = tuple[Checkable, str]
+Progress = Callable[[str, float], None]
+
+
+def collect_outcomes(
+    family: Family,
+    suites: Sequence[Suite],
+    store: OutcomeStore,
+    *,
+    pool: Pool,
+    minutes: float | None = None,
+    progress: Progress | None = None,
+) -> int:
+    """Runs what is not known yet; returns how many tasks are left for want of time.
+
+    Args:
+        family: Its tiers that have files are run.
+        suites: What to run; blocks of all of them alternate.
+        store: Where outcomes go, block by block: a run that is killed loses one block.
+        pool: Loads the tiers.
+        minutes: When to stop; None for never.
+        progress: Called after each tier's turn.
+
+    Raises:
+        DiskFullError: There is no room for the outcomes; what was written stays.
+        ModelError: A tier cannot be loaded.
+    """
+    ends = None if minutes is None else time.monotonic() + minutes * 60
+    tiers = [tier for tier in reversed(family.tiers) if tier.file]  # the reference first
+    known = {
+        (suite.name, tier.sha256): store.known(suite.name, tier.sha256)
+        for suite in suites
+        for tier in tiers
+    }
+    blocks = list(_alternating(suites))
+    total = sum(len(items) for _, items in blocks)
+    done = 0
+    for suite, items in blocks:
+        if ends is not None and time.monotonic() > ends:
+            break
+        for tier in tiers:
+            missing = [one for one in items if one[0].id not in known[suite.name, tier.sha256]]
+            if missing:
+                _turn(suite, missing, tier, store, pool, reference=tiers[0])
+                if progress is not None:
+                    progress(f"{suite.name}: {tier.name}", done / max(1, total))
+        done += len(items)
+    return total - done
+
+
+def _alternating(suites: Sequence[Suite]) -> Iterator[tuple[Suite, list[Item]]]:
+    """Blocks of all suites in turn."""
+    waiting = [(suite, iter(list(zip(suite.tasks, suite.groups, strict=True)))) for suite in suites]
+    while waiting:
+        for suite, items in list(waiting):
+            block = list(islice(items, BLOCK))
+            if block:
+                yield suite, block
+            if len(block) < BLOCK:
+                waiting.remove((suite, items))
+
+
+def _referenced(task: Checkable, suite: Suite, store: OutcomeStore, largest: Tier) -> Checkable:
+    """With the largest tier's reply as the right one, where none was given."""
+    if not isinstance(task, OwnTask) or task.expected is not None:
+        return task
+    found = store.reply(suite.name, task.id, largest.sha256)
+    return task if found is None else task.against(reply_from_json(found))
+
+
+def _turn(
+    suite: Suite,
+    items: Sequence[Item],
+    tier: Tier,
+    store: OutcomeStore,
+    pool: Pool,
+    *,
+    reference: Tier,
+) -> None:
+    """One tier answers a block, a few tasks alone and the others together."""
+    tasks = [_referenced(task, suite, store, reference) for task, _ in items]
+    groups = {task.id: group for task, group in items}
+    longest = max(len(pool.prompt(task.call)) for task in tasks)
+    room = min(tier.context_tokens, longest + REPLY_ROOM)
+    rows: list[TierOutcome] = []
+    with pool.acquire(tier, context_tokens=room) as lease:
+        meter = EnergyMeter(threads=1)
+        for task in tasks[:TIMED]:
+            meter.lap()
+            began = time.perf_counter()
+            (outcome,) = run_suite(lease.tier, [_limited(task)], at_once=1)
+            seconds, energy = time.perf_counter() - began, meter.lap()
+            joules = None if energy.source == "estimated" else energy.joules
+            rows.append(_row(suite, tier, task, outcome, seconds, joules))
+        for task, outcome in zip(
+            tasks[TIMED:], run_suite(lease.tier, list(map(_limited, tasks[TIMED:]))), strict=True
+        ):
+            rows.append(_row(suite, tier, task, outcome, None, None))
+    store.add(
+        [KnownTask(suite.name, t.id, groups[t.id], call_to_json(t.call)) for t in tasks], rows
+    )
+
+
+class _Limited:
+    """A task whose reply has an end."""
+
+    def __init__(self, task: Checkable) -> None:
+        self.id, self.check = task.id, task.check
+        limit = task.call.max_tokens or REPLY_ROOM
+        self.call = replace(task.call, max_tokens=limit)
+
+
+def _limited(task: Checkable) -> Checkable:
+    return task if task.call.max_tokens is not None else _Limited(task)
+
+
+def _row(
+    suite: Suite,
+    tier: Tier,
+    task: Checkable,
+    outcome: Outcome[Checkable],
+    seconds: float | None,
+    joules: float | None,
+) -> TierOutcome:
+    usage = outcome.reply.usage
+    first = isinstance(task, OwnTask) and task.expected is None  # it is the reference itself
+    return TierOutcome(
+        suite=suite.name,
+        task=task.id,
+        tier=tier.sha256,
+        passed=outcome.passed or first,
+        seconds=seconds,
+        joules=joules,
+        prompt_tokens=usage.prompt_tokens,
+        cached_tokens=usage.cached_tokens,
+        completion_tokens=usage.completion_tokens,
+        forced_tokens=usage.forced_tokens,
+        margins=outcome.reply.margins,
+        reply=reply_to_json(outcome.reply),
+    )

@@ -1,0 +1,195 @@
+"""The user's own prompts as tasks: JSON lines of a call and what a right reply to it is.
+
+Each line holds a "prompt" or "messages", perhaps "tools", "tool_choice" and "response_schema" (see
+`message_json.call_from_json`), and:
+
+- "expected": a text, a number, a JSON object or list, or ``{"tool_calls": [{"name", "args"}]}``.
+  Without it the reply of the largest tier is the reference;
+- "check": how a reply is compared, one of `CHECKS`; by default what fits the expected value;
+- "group": prompts of one group are alike and stay together when data is split; by default each
+  prompt is a group of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tierwise.evaluation.tasks import plain_text, same_value
+from tierwise.runtime.chat import Call, Reply
+from tierwise.runtime.errors import ConfigError
+from tierwise.runtime.message_json import call_from_json, reply_to_json, tool_call_from
+
+LIKE_ENOUGH = 0.6
+"""F1 of the words that a text shares with the reference."""
+
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class OwnTask:
+    """One of the user's prompts.
+
+    Args:
+        id: Of its line, e.g. "mine.jsonl-12".
+        group: See the module.
+        call: What the model sees.
+        expected: The right reply; None where the largest tier's is the reference.
+        how: One of `CHECKS`.
+    """
+
+    id: str
+    group: str
+    call: Call
+    expected: Any
+    how: str
+
+    def check(self, reply: Reply) -> bool:
+        """Whether the reply is right. Never raises, however bad the reply is."""
+        return self.expected is not None and CHECKS[self.how](self.call, self.expected, reply)
+
+    def against(self, reference: Reply) -> OwnTask:
+        """With that reply as the right one, where none was given."""
+        if self.expected is not None:
+            return self
+        return replace(self, expected=reply_to_json(reference), how="reference")
+
+
+def read_prompts(path: Path) -> tuple[OwnTask, ...]:
+    """The tasks of a file, in its order; empty lines do not count.
+
+    Raises:
+        ConfigError: The file cannot be read, or a line is no task: names file, line and cure.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"the prompts {str(path)!r} cannot be read: {error}. Give a file of JSON lines in "
+            "UTF-8, one prompt a line."
+        ) from error
+    tasks = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            tasks.append(_task(json.loads(line), f"{path.name}-{number}"))
+        except json.JSONDecodeError as error:
+            raise ConfigError(
+                f"{str(path)!r}, line {number}: not JSON ({error.msg} at column {error.colno}). "
+                'Each line must be one object such as {"prompt": "2 + 2?", "expected": 4}.'
+            ) from error
+        except ConfigError as error:
+            raise ConfigError(f"{str(path)!r}, line {number}: {error}") from error
+    if not tasks:
+        raise ConfigError(f"{str(path)!r} holds no prompts. Write one JSON object a line.")
+    return tuple(tasks)
+
+
+def _task(data: Any, name: str) -> OwnTask:
+    call = call_from_json(data)
+    expected = data.get("expected")
+    how = str(data.get("check") or _usual(expected))
+    if how not in CHECKS:
+        raise ConfigError(f"there is no check {how!r}; there are {', '.join(CHECKS)}.")
+    if how == "calls":
+        calls = expected.get("tool_calls") if isinstance(expected, Mapping) else None
+        if not isinstance(calls, list):
+            raise ConfigError('a check of calls needs "expected": {"tool_calls": [...]}.')
+        for one in calls:
+            tool_call_from(one)
+    if how == "regex":
+        try:
+            re.compile(str(expected))
+        except re.error as error:
+            raise ConfigError(f"{expected!r} is no regular expression: {error}.") from error
+    return OwnTask(name, str(data.get("group") or name), call, expected, how)
+
+
+def _usual(expected: Any) -> str:
+    if expected is None:
+        return "reference"
+    if isinstance(expected, Mapping) and "tool_calls" in expected:
+        return "calls"
+    if isinstance(expected, Mapping | list):
+        return "json"
+    return "number" if isinstance(expected, int | float) else "exact"
+
+
+# --- How replies are compared ---------------------------------------------------------------------
+
+
+def _calls(call: Call, expected: Any, reply: Reply) -> bool:
+    wanted = [tool_call_from(one) for one in expected["tool_calls"]]
+    if len(wanted) != len(reply.tool_calls):
+        return False
+    schemas = {tool.name: tool.parameters for tool in call.tools}
+    return all(
+        one.name == other.name
+        and same_value(one.arguments, other.arguments, schemas.get(one.name, {}))
+        for one, other in zip(wanted, reply.tool_calls, strict=True)
+    )
+
+
+def _json(call: Call, expected: Any, reply: Reply) -> bool:
+    try:
+        given = json.loads(reply.text)
+    except (ValueError, RecursionError):
+        return False
+    return same_value(expected, given, call.response_schema or {})
+
+
+def _exact(_call: Call, expected: Any, reply: Reply) -> bool:
+    return not reply.tool_calls and plain_text(str(expected)) == plain_text(reply.text)
+
+
+def _contains(_call: Call, expected: Any, reply: Reply) -> bool:
+    return plain_text(str(expected)) in plain_text(reply.text)
+
+
+def _number(_call: Call, expected: Any, reply: Reply) -> bool:
+    """The last number of the text, which is where answers stand."""
+    found = _NUMBER.findall(reply.text)
+    try:
+        wanted = float(str(expected).replace(",", ""))
+        return bool(found) and abs(float(found[-1].replace(",", "")) - wanted) <= 1e-6 * max(
+            1.0, abs(wanted)
+        )
+    except ValueError:
+        return False
+
+
+def _regex(_call: Call, expected: Any, reply: Reply) -> bool:
+    return re.search(str(expected), reply.text) is not None
+
+
+def _reference(call: Call, expected: Any, reply: Reply) -> bool:
+    """Calls must be the same ones; texts share most of their words."""
+    if expected.get("tool_calls") or reply.tool_calls:
+        return bool(expected.get("tool_calls")) and _calls(call, expected, reply)
+    text = str(expected.get("text") or "")
+    if call.response_schema is not None:
+        try:
+            return _json(call, json.loads(text), reply)
+        except ValueError:
+            return False
+    ours, theirs = (Counter(plain_text(one).split()) for one in (reply.text, text))
+    shared = (ours & theirs).total()
+    return shared > 0 and 2 * shared / (ours.total() + theirs.total()) >= LIKE_ENOUGH
+
+
+CHECKS: dict[str, Callable[[Call, Any, Reply], bool]] = {
+    "exact": _exact,
+    "contains": _contains,
+    "number": _number,
+    "json": _json,
+    "calls": _calls,
+    "regex": _regex,
+    "reference": _reference,
+}
+"""By name: whether a reply to a call is what was expected."""

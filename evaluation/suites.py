@@ -1,0 +1,103 @@
+"""Suites by name: lists of tasks whose replies can be checked, and which of them are alike.
+
+``SUITES`` says how each name becomes tasks; a path becomes the user's own prompts.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tierwise.evaluation.bfcl import CATEGORIES, load_bfcl
+from tierwise.evaluation.own_prompts import OwnTask, read_prompts
+from tierwise.evaluation.task_generator import generate_tasks
+from tierwise.evaluation.tasks import Checkable
+from tierwise.runtime.errors import ConfigError
+
+DEFAULT_TASKS = 240
+MENU = 6
+"""Generated tasks in a row that share system message and tools."""
+
+OWN_SEED = 1_000
+"""Added to the seed of generated tasks, so that they are not those that builds measure on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """Tasks under one name.
+
+    Args:
+        name: With all that decides what its tasks are, so that equal names have equal tasks.
+        tasks: In the order in which they are worth running: any beginning is a fair sample.
+        groups: Of each task; those of one group are alike.
+    """
+
+    name: str
+    tasks: tuple[Checkable, ...]
+    groups: tuple[str, ...]
+
+
+def _tools(seed: int, limit: int | None) -> Suite:
+    count = limit or DEFAULT_TASKS
+    # Students may have been taught on the other split.
+    tasks = generate_tasks(count, seed=OWN_SEED + seed, split="test", menu=MENU)
+    groups = [f"menu-{number // MENU}" for number in range(count)]
+    return _shuffled(f"tools-{count}-{seed}", tasks, groups, seed)
+
+
+def _bfcl(category: str) -> Callable[[int, int | None], Suite]:
+    def load(seed: int, limit: int | None) -> Suite:
+        tasks = load_bfcl(category)  # type: ignore[arg-type]
+        groups = [",".join(sorted(tool.name for tool in task.call.tools)) for task in tasks]
+        whole = _shuffled(f"bfcl-{category}", tasks, groups, seed)
+        return Suite(whole.name, whole.tasks[:limit], whole.groups[:limit])
+
+    return load
+
+
+SUITES: dict[str, Callable[[int, int | None], Suite]] = {
+    "tools": _tools,
+    **{f"bfcl-{category}": _bfcl(category) for category in CATEGORIES},
+}
+"""By name: the suite for a seed, and at most so many of its tasks."""
+
+
+def load_suite(name: str, *, seed: int = 0) -> Suite:
+    """A suite of `SUITES`, perhaps with a limit ("tools:120", "bfcl-multiple:50").
+
+    Raises:
+        ConfigError: There is no such suite, or the limit is no number above 0.
+        MissingExtraError: The package with its data is not installed.
+    """
+    base, _, limit = name.partition(":")
+    if base not in SUITES:
+        raise ConfigError(
+            f"there is no suite {base!r}; there are {', '.join(SUITES)}. Give your own prompts as "
+            "a file: --data FILE.jsonl"
+        )
+    if limit and not (limit.isdigit() and int(limit)):
+        raise ConfigError(f"the limit in {name!r} must be a whole number above 0")
+    return SUITES[base](seed, int(limit) if limit else None)
+
+
+def own_suite(path: Path, *, seed: int = 0) -> Suite:
+    """The user's own prompts.
+
+    Raises:
+        ConfigError: See `read_prompts`.
+    """
+    tasks: tuple[OwnTask, ...] = read_prompts(path)
+    return _shuffled(f"own-{path.name}", tasks, [task.group for task in tasks], seed)
+
+
+def _shuffled(name: str, tasks: Sequence[Checkable], groups: Sequence[str], seed: int) -> Suite:
+    """In an order in which groups follow each other at random, each of them whole."""
+    by_group: dict[str, list[Checkable]] = {}
+    for task, group in zip(tasks, groups, strict=True):
+        by_group.setdefault(group, []).append(task)
+    names = sorted(by_group)
+    random.Random(f"tierwise-suite-{name}-{seed}").shuffle(names)
+    ordered = [(task, group) for group in names for task in by_group[group]]
+    return Suite(name, tuple(task for task, _ in ordered), tuple(group for _, group in ordered))

@@ -1,0 +1,185 @@
+"""Outcomes of real tiers: right and wrong as scripted, kept, not run twice, told as a table."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+from family_factory import TierSpec, make_family
+from scripted_model import write_scripted_gguf
+
+from tierwise.evaluation.collect import BLOCK, TIMED, collect_outcomes
+from tierwise.evaluation.outcomes import COLUMNS, OUTCOMES, KnownTask, OutcomeStore, TierOutcome
+from tierwise.evaluation.own_prompts import read_prompts
+from tierwise.evaluation.suites import Suite, load_suite, own_suite
+from tierwise.runtime.errors import ConfigError, DiskFullError, FamilyError
+from tierwise.runtime.family import Family
+from tierwise.runtime.message_json import call_from_json
+from tierwise.runtime.pool import Pool
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The small one knows one of the two answers."""
+    folder = tmp_path_factory.mktemp("models")
+    scripts = {
+        "small": {"KEYA": "four", "KEYB": "dunno"},
+        "large": {"KEYA": "four", "KEYB": "five"},
+    }
+    return {
+        name: write_scripted_gguf(folder / f"{name}.gguf", script, name=name)
+        for name, script in scripts.items()
+    }
+
+
+@pytest.fixture
+def family(files: dict[str, Path], tmp_path: Path) -> Family:
+    specs = [TierSpec(name, files[name]) for name in ("small", "large")]
+    return make_family(tmp_path / "family", specs)
+
+
+def suite(folder: Path, count: int = 20, *, expected: bool = True) -> Suite:
+    lines = []
+    for number in range(count):
+        key, answer = (("KEYA", "four"), ("KEYB", "five"))[number % 2]
+        line = {"prompt": f"question {number} {key}", "group": f"g{number // 4}"}
+        lines.append(line | ({"expected": answer} if expected else {}))
+    path = folder / "mine.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    return own_suite(path)
+
+
+def test_every_tier_answers_every_task_once(family: Family, tmp_path: Path) -> None:
+    tasks = suite(tmp_path)
+    said: list[str] = []
+    with OutcomeStore(family.folder / OUTCOMES) as store, Pool(family) as pool:
+        left = collect_outcomes(
+            family, [tasks], store, pool=pool, progress=lambda text, _: said.append(text)
+        )
+        assert left == 0 and len(said) == 4  # two blocks, two tiers
+        found = list(store.outcomes())
+        assert len(found) == 40 and len(store.tasks()) == 20
+        right = {
+            tier.name: [one.passed for one in found if one.tier == tier.sha256]
+            for tier in family.tiers
+        }
+        assert sum(right["small"]) == 10 and all(right["large"])
+        timed = [one for one in found if one.seconds is not None]
+        assert len(timed) == 2 * 2 * TIMED and all(one.seconds and one.seconds > 0 for one in timed)
+        assert all(one.margins and one.completion_tokens for one in found)
+        task = store.tasks()[0]
+        assert call_from_json(task.call) in [one.call for one in tasks.tasks]
+        assert {one.group for one in store.tasks()} == {f"g{number}" for number in range(5)}
+        said.clear()
+        assert collect_outcomes(family, [tasks], store, pool=pool, progress=fail) == 0
+
+
+def fail(text: str, share: float) -> None:
+    raise AssertionError(f"{text} was run again")
+
+
+def test_a_run_that_has_no_time_goes_on_later(family: Family, tmp_path: Path) -> None:
+    tasks = suite(tmp_path)
+    with OutcomeStore(family.folder / OUTCOMES) as store, Pool(family) as pool:
+        assert collect_outcomes(family, [tasks], store, pool=pool, minutes=1e-9) == 20
+        assert not list(store.outcomes())
+        killed = RuntimeError("killed")
+
+        def die(_text: str, _share: float) -> None:
+            raise killed
+
+        with pytest.raises(RuntimeError, match="killed"):
+            collect_outcomes(family, [tasks], store, pool=pool, progress=die)
+        assert len(list(store.outcomes())) == BLOCK
+        assert collect_outcomes(family, [tasks], store, pool=pool) == 0
+        assert len(list(store.outcomes())) == 40
+
+
+def test_the_largest_tier_is_the_reference_where_no_answer_is_given(
+    family: Family, tmp_path: Path
+) -> None:
+    tasks = suite(tmp_path, 6, expected=False)
+    with OutcomeStore(family.folder / OUTCOMES) as store, Pool(family) as pool:
+        collect_outcomes(family, [tasks], store, pool=pool)
+        small, large = (tier.sha256 for tier in family.tiers)
+        assert all(one.passed for one in store.outcomes([large]))
+        assert sum(one.passed for one in store.outcomes([small])) == 3
+
+
+def outcome(task: str = "a", tier: str = "t", *, passed: bool = True) -> TierOutcome:
+    return TierOutcome("s", task, tier, passed, 0.5, None, 9, 0, 2, 1, (0.25, 0.5), {"text": "x"})
+
+
+def test_tables(tmp_path: Path) -> None:
+    with OutcomeStore(tmp_path / OUTCOMES) as store:
+        store.add([KnownTask("s", "a", "g", {"prompt": "?"})], [outcome(), outcome(tier="u")])
+        assert store.known("s", "t") == {"a"} and store.known("s", "z") == set()
+        assert store.reply("s", "a", "t") == {"text": "x"} and store.reply("s", "b", "t") is None
+        assert list(store.outcomes(["t"])) == [outcome()]
+        assert store.export(tmp_path / "out.csv") == 2
+        text = (tmp_path / "out.csv").read_text(encoding="utf-8")
+        rows = list(csv.DictReader(text.splitlines()))
+        assert tuple(rows[0]) == ("group", *COLUMNS)
+        assert (rows[0]["group"], rows[0]["margins"], rows[0]["joules"]) == ("g", "[0.25, 0.5]", "")
+        with pytest.raises(ConfigError, match="xlsx"):
+            store.export(tmp_path / "out.xlsx")
+
+
+def test_parquet(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    with OutcomeStore(tmp_path / OUTCOMES) as store:
+        store.add([KnownTask("s", "a", "g", {"prompt": "?"})], [outcome()])
+        store.export(tmp_path / "out.parquet")
+    (row,) = parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    assert (row["group"], row["passed"], row["seconds"]) == ("g", True, 0.5)
+
+
+def test_all_or_nothing_is_written(tmp_path: Path) -> None:
+    def rows() -> object:
+        yield outcome("a")
+        raise KeyboardInterrupt
+
+    with OutcomeStore(tmp_path / OUTCOMES) as store:
+        with pytest.raises(KeyboardInterrupt):
+            store.add([], rows())  # type: ignore[arg-type]
+        assert not list(store.outcomes())
+        store.add([], [outcome("a")])
+        assert len(list(store.outcomes())) == 1
+
+
+def test_damaged_and_newer_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "bad").write_bytes(b"no database" * 100)
+    with pytest.raises(FamilyError, match="Remove it"):
+        OutcomeStore(tmp_path / "bad")
+    with sqlite3.connect(tmp_path / "new") as db:
+        db.execute("PRAGMA user_version=99")
+    db.close()
+    with pytest.raises(FamilyError, match="newer Tierwise"):
+        OutcomeStore(tmp_path / "new")
+    with pytest.raises(DiskFullError, match="cannot be written"):
+        OutcomeStore(tmp_path / "nowhere" / "x")
+
+
+# --- suites ---------------------------------------------------------------------------------------
+
+
+def test_suites_by_name() -> None:
+    tools = load_suite("tools:24")
+    assert len(tools.tasks) == 24 and len(set(tools.groups)) == 4
+    assert tools == load_suite("tools:24") and tools.name != load_suite("tools:24", seed=1).name
+    for name in ("nothing", "tools:none", "tools:0"):
+        with pytest.raises(ConfigError):
+            load_suite(name)
+
+
+def test_groups_stay_together(tmp_path: Path) -> None:
+    found = suite(tmp_path, 40)
+    changes = sum(a != b for a, b in zip(found.groups, found.groups[1:], strict=False))
+    assert changes == len(set(found.groups)) - 1
+    assert list(found.groups) != sorted(found.groups)
+    assert {task.id for task in found.tasks} == {
+        task.id for task in read_prompts(tmp_path / "mine.jsonl")
+    }
