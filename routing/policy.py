@@ -24,6 +24,16 @@ class Policy(Protocol):
         """Returns the tier's name, the reason, and the forecasts with their verdicts."""
 
 
+def over_time(forecast: Forecast, budget: Budget) -> str:
+    """Which of the budget's times a forecast exceeds, in English; "" for none."""
+    call, first = budget.seconds_per_call, budget.seconds_to_first_token
+    if call is not None and forecast.seconds > call:
+        return f"{forecast.seconds:.2f} s is over the {call:.2f} s allowed"
+    if first is not None and forecast.first_token_s > first:
+        return f"{forecast.first_token_s:.2f} s to the first token, {first:.2f} s allowed"
+    return ""
+
+
 def feasible_first(
     forecasts: Sequence[Forecast], budget: Budget, current: str | None
 ) -> tuple[str, str, tuple[Forecast, ...]]:

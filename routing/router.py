@@ -6,12 +6,12 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tierwise.routing.budget import Budget
 from tierwise.routing.decision import Decision, Forecast
 from tierwise.routing.difficulty import DifficultyEstimator, structural_difficulty
-from tierwise.routing.policy import Policy, feasible_first
+from tierwise.routing.policy import Policy, feasible_first, over_time
 from tierwise.routing.success import SuccessModel, by_quality
 from tierwise.runtime.chat import Call, Usage
 from tierwise.runtime.errors import (
@@ -241,17 +241,7 @@ class Router:
                 verdict = None if fits else why
             except TierwiseError as error:
                 verdict = str(error)
-        if verdict is None and budget.seconds_per_call and seconds > budget.seconds_per_call:
-            verdict = f"{seconds:.2f} s is over the {budget.seconds_per_call:.2f} s allowed"
-        if (
-            verdict is None
-            and budget.seconds_to_first_token
-            and (first > budget.seconds_to_first_token)
-        ):
-            verdict = (
-                f"{first:.2f} s to the first token, {budget.seconds_to_first_token:.2f} s allowed"
-            )
-        return Forecast(
+        forecast = Forecast(
             tier=tier.name,
             success=success,
             seconds=seconds,
@@ -262,6 +252,9 @@ class Router:
             feasible=verdict is None,
             verdict=verdict or "",
         )
+        if verdict is None and (late := over_time(forecast, budget)):
+            return replace(forecast, feasible=False, verdict=late)
+        return forecast
 
     def _pinned(self, pin: str, forecasts: list[Forecast]) -> tuple[str, str, tuple[Forecast, ...]]:
         chosen = next((f for f in forecasts if f.tier == pin), None)

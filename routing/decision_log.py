@@ -1,0 +1,210 @@
+"""A log of decisions and what came of them, in SQLite. Writing it never holds up or fails a call.
+
+Prompts are not in it, only their hashes and the numbers that were decided by; the text is kept
+where the user asks for it (it is what `tierwise learn` teaches with). Rows are written by a
+thread of its own: where the file is locked or the disk is full they are dropped and counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import queue
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from tierwise.routing.answer import Answer
+from tierwise.runtime.chat import Call
+from tierwise.runtime.errors import ConfigError
+from tierwise.runtime.message_json import call_to_json, reply_to_json
+
+log = logging.getLogger("tierwise.routing")
+
+MOST_WAITING = 4096
+"""Rows that wait to be written; beyond that, new ones are dropped."""
+
+BUSY_S = 5.0
+"""How long to wait for a file that another process writes."""
+
+SCHEMA_VERSION = 1
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS decisions (
+    id TEXT PRIMARY KEY, at REAL NOT NULL, prompt_sha256 TEXT NOT NULL, tier TEXT NOT NULL,
+    answer TEXT NOT NULL, call TEXT, reply TEXT, feedback INTEGER
+);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """One row.
+
+    Args:
+        id: Of the decision; feedback names it.
+        at: Unix time.
+        prompt_sha256: Of the prompt's tokens.
+        tier: That gave the reply which stands.
+        answer: As `Answer.to_json`.
+        call, reply: As in `message_json`; None unless text is kept.
+        feedback: What the user said of the reply; None for nothing.
+    """
+
+    id: str
+    at: float
+    prompt_sha256: str
+    tier: str
+    answer: dict[str, Any]
+    call: dict[str, Any] | None
+    reply: dict[str, Any] | None
+    feedback: bool | None
+
+
+class DecisionLog:
+    """Appends to one file. Safe to use from many threads, and from several processes.
+
+    Args:
+        path: The SQLite file; made at the first row.
+        text: Whether calls and replies are kept as they are.
+
+    Attributes:
+        dropped: Rows that could not be written.
+    """
+
+    def __init__(self, path: Path, *, text: bool = False) -> None:
+        self.path, self.text = path, text
+        self.dropped = 0
+        self._queue: queue.Queue[tuple[str, tuple[Any, ...]] | None] = queue.Queue(MOST_WAITING)
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def add(self, call: Call, answer: Answer) -> str:
+        """Takes note of an answer; returns the id that feedback names. Never waits or raises."""
+        row_id = uuid.uuid4().hex
+        decision = answer.final.decision
+        prompt = b"".join(token.to_bytes(4, "little") for token in decision.prompt)
+        # What is not JSON in a call (bytes of a picture, say) is told as text.
+        kept = (
+            [json.dumps(call_to_json(call), default=str), json.dumps(reply_to_json(answer.reply))]
+            if self.text
+            else [None, None]
+        )
+        self._put(
+            "INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?, ?, ?, ?, NULL)",
+            (
+                row_id,
+                time.time(),
+                hashlib.sha256(prompt).hexdigest(),
+                decision.tier,
+                json.dumps(answer.to_json()),
+                *kept,
+            ),
+        )
+        return row_id
+
+    def feedback(self, row_id: str, ok: bool) -> None:
+        """Whether the reply was right. Never waits or raises."""
+        self._put("UPDATE decisions SET feedback = ? WHERE id = ?", (int(ok), row_id))
+
+    def close(self) -> None:
+        """Writes what waits. Safe to call twice."""
+        with self._lock:
+            self._closed = True
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            self._queue.put(None)
+            thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _put(self, statement: str, values: tuple[Any, ...]) -> None:
+        with self._lock:
+            if self._closed:
+                self._drop(1, "the log was closed")
+                return
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._write, name="tierwise-decision-log", daemon=True
+                )
+                self._thread.start()
+        try:
+            self._queue.put_nowait((statement, values))
+        except queue.Full:
+            self._drop(1, "rows come faster than they can be written")
+
+    def _drop(self, rows: int, why: str) -> None:
+        if self.dropped == 0:
+            log.warning("the decision log %s loses rows: %s", self.path, why)
+        self.dropped += rows
+
+    def _write(self) -> None:
+        """Writes in batches until None comes."""
+        over = False
+        while not over:
+            batch = [self._queue.get()]
+            while not self._queue.empty() and len(batch) < 256:
+                batch.append(self._queue.get_nowait())
+            rows = [one for one in batch if one is not None]
+            over = len(rows) < len(batch)
+            if not rows:
+                continue
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with closing(_opened(self.path)) as db, db:
+                    for statement, values in rows:
+                        db.execute(statement, values)
+            except (sqlite3.Error, OSError) as error:
+                self._drop(len(rows), str(error))
+
+
+def read_log(path: Path) -> Iterator[Logged]:
+    """The rows of a log, oldest first.
+
+    Raises:
+        ConfigError: There is no such file, or it is no log.
+    """
+    if not path.is_file():
+        raise ConfigError(f"there is no decision log {str(path)!r}; check the path")
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=BUSY_S)) as db:
+            rows = db.execute(
+                "SELECT id, at, prompt_sha256, tier, answer, call, reply, feedback FROM decisions "
+                "ORDER BY at, id"
+            )
+            for row_id, at, prompt, tier, answer, call, reply, feedback in rows:
+                yield Logged(
+                    row_id,
+                    at,
+                    prompt,
+                    tier,
+                    json.loads(answer),
+                    None if call is None else json.loads(call),
+                    None if reply is None else json.loads(reply),
+                    None if feedback is None else bool(feedback),
+                )
+    except sqlite3.DatabaseError as error:
+        raise ConfigError(
+            f"{str(path)!r} is no decision log ({error}). Name the file that was given as "
+            "decision_log."
+        ) from error
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=BUSY_S)
+    db.execute("PRAGMA journal_mode=WAL")
+    db.executescript(_TABLES)
+    db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+    return db

@@ -1,0 +1,108 @@
+"""A decision log under another budget: which tiers would have answered, how quickly, how well.
+
+Nothing is run again: forecasts were logged with every decision. What a tier had cached then is
+taken as it was, so the seconds of a very different routing are a guess.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tierwise.routing.budget import Budget
+from tierwise.routing.decision import Forecast
+from tierwise.routing.decision_log import Logged
+from tierwise.routing.policy import Policy, feasible_first, over_time
+from tierwise.runtime.errors import NoFeasibleTierError
+from tierwise.runtime.units import show_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """One decision, then and now.
+
+    Args:
+        id: Of the logged row.
+        then, now: Tiers; ``now`` is None where no tier fits the budget.
+        seconds_then, seconds_now: As forecast; 0 where no tier fits.
+        success_then, success_now: Likewise.
+    """
+
+    id: str
+    then: str
+    now: str | None
+    seconds_then: float
+    seconds_now: float
+    success_then: float
+    success_now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """All of them."""
+
+    rows: tuple[Replayed, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Sums, for ``--json``."""
+        count = max(1, len(self.rows))
+        return {
+            "calls": len(self.rows),
+            "changed": sum(row.then != row.now for row in self.rows),
+            "refused": sum(row.now is None for row in self.rows),
+            "seconds": {
+                "then": round(sum(row.seconds_then for row in self.rows), 3),
+                "now": round(sum(row.seconds_now for row in self.rows), 3),
+            },
+            "success": {
+                "then": round(sum(row.success_then for row in self.rows) / count, 4),
+                "now": round(sum(row.success_now for row in self.rows) / count, 4),
+            },
+            "tiers": {
+                "then": dict(Counter(row.then for row in self.rows).most_common()),
+                "now": dict(Counter(row.now or "none" for row in self.rows).most_common()),
+            },
+        }
+
+
+def replay(rows: Iterable[Logged], budget: Budget, *, policy: Policy = feasible_first) -> Replay:
+    """Decides every logged call again.
+
+    Args:
+        rows: From `read_log`.
+        budget: Instead of the one that they had.
+        policy: Chooses among the forecasts.
+    """
+    return Replay(tuple(_replayed(row, budget, policy) for row in rows))
+
+
+def _replayed(row: Logged, budget: Budget, policy: Policy) -> Replayed:
+    forecasts = [Forecast(**one) for one in row.answer["decision"]["forecasts"]]
+    then = next(one for one in forecasts if one.tier == row.tier)
+    try:
+        name, _, _ = policy([_judged(one, budget) for one in forecasts], budget, None)
+    except NoFeasibleTierError:
+        now = None
+    else:
+        now = next(one for one in forecasts if one.tier == name)
+    return Replayed(
+        row.id,
+        row.tier,
+        now.tier if now else None,
+        then.seconds,
+        now.seconds if now else 0.0,
+        then.success,
+        now.success if now else 0.0,
+    )
+
+
+def _judged(forecast: Forecast, budget: Budget) -> Forecast:
+    """Feasible under this budget? A tier that was out of reach then has no known memory."""
+    verdict = over_time(forecast, budget)
+    if not forecast.memory_bytes:
+        verdict = forecast.verdict
+    elif budget.memory is not None and forecast.memory_bytes > budget.memory:
+        verdict = f"needs {show_bytes(forecast.memory_bytes)} of {show_bytes(budget.memory)}"
+    return replace(forecast, feasible=not verdict, verdict=verdict)

@@ -1,0 +1,149 @@
+"""Decisions are logged without their text, and whatever happens to the file no call notices."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+
+from tierwise.routing import decision_log
+from tierwise.routing.answer import Answer, Attempt
+from tierwise.routing.budget import Budget
+from tierwise.routing.decision import Decision, Forecast
+from tierwise.routing.decision_log import DecisionLog, read_log
+from tierwise.routing.replay import replay
+from tierwise.runtime.chat import Call, Message, Reply
+from tierwise.runtime.errors import ConfigError
+from tierwise.runtime.message_json import call_to_json, reply_to_json
+
+CALL = Call((Message("user", "my secret"),))
+
+
+def forecast(tier: str, success: float, seconds: float, memory: int = 100) -> Forecast:
+    return Forecast(
+        tier=tier,
+        success=success,
+        seconds=seconds,
+        first_token_s=seconds / 2,
+        memory_bytes=memory,
+        new_tokens=5,
+        cold=False,
+        feasible=bool(memory),
+        verdict="" if memory else "out of reach",
+    )
+
+
+FORECASTS = (forecast("small", 0.6, 1.0, 100), forecast("large", 0.9, 3.0, 400))
+
+
+def answered(tier: str = "large", forecasts: tuple[Forecast, ...] = FORECASTS) -> Answer:
+    decision = Decision(tier, "because", 0.5, 3, forecasts, prompt=(1, 2, 3))
+    return Answer((Attempt(decision, Reply("also secret"), 0.5, ""),))
+
+
+def test_rows_hold_numbers_and_hashes_but_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "log.sqlite"
+    with DecisionLog(path) as log:
+        first, second = log.add(CALL, answered()), log.add(CALL, answered("small"))
+        log.feedback(first, ok=True)
+        log.feedback(second, ok=False)
+    rows = list(read_log(path))
+    assert [row.id for row in rows] == [first, second]
+    assert [(row.tier, row.feedback) for row in rows] == [("large", True), ("small", False)]
+    assert rows[0].prompt_sha256 == rows[1].prompt_sha256 and rows[0].call is None
+    assert rows[0].answer == json.loads(json.dumps(answered().to_json()))
+    assert all(b"secret" not in file.read_bytes() for file in path.parent.iterdir())
+    assert log.dropped == 0
+
+
+def test_text_is_kept_where_it_is_asked_for(tmp_path: Path) -> None:
+    with DecisionLog(tmp_path / "log", text=True) as log:
+        log.add(CALL, answered())
+    (row,) = read_log(tmp_path / "log")
+    assert row.call == call_to_json(CALL) and row.reply == reply_to_json(Reply("also secret"))
+
+
+def test_many_threads_write(tmp_path: Path) -> None:
+    with DecisionLog(tmp_path / "log") as log:
+        threads = [
+            threading.Thread(target=lambda: [log.add(CALL, answered()) for _ in range(25)])
+            for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len({row.id for row in read_log(tmp_path / "log")}) == 200
+
+
+def test_a_locked_file_costs_rows_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(decision_log, "BUSY_S", 0.05)
+    path = tmp_path / "log"
+    with DecisionLog(path) as log:
+        log.add(CALL, answered())
+    with DecisionLog(path) as log:
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        for _ in range(3):
+            log.add(CALL, answered())
+        log.close()
+        other.execute("COMMIT")
+        other.close()
+        assert log.dropped == 3
+    assert "loses rows: database is locked" in caplog.text and len(caplog.records) == 1
+    assert len(list(read_log(path))) == 1
+
+
+def test_a_disk_without_room_costs_rows_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    with DecisionLog(tmp_path / "file" / "log") as log:
+        log.add(CALL, answered())
+    assert log.dropped == 1
+
+
+def test_a_log_that_was_closed_takes_no_more(tmp_path: Path) -> None:
+    log = DecisionLog(tmp_path / "log")
+    log.close()
+    log.close()
+    log.add(CALL, answered())
+    assert log.dropped == 1 and not (tmp_path / "log").exists()
+
+
+def test_what_is_no_log_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no decision log"):
+        list(read_log(tmp_path / "nothing"))
+    (tmp_path / "other").write_text("no database " * 99, encoding="utf-8")
+    with pytest.raises(ConfigError, match="is no decision log"):
+        list(read_log(tmp_path / "other"))
+
+
+# --- replay ---------------------------------------------------------------------------------------
+
+
+def test_another_budget_chooses_other_tiers(tmp_path: Path) -> None:
+    gone = (forecast("small", 0.6, 1.0), forecast("large", 0.9, 3.0, 0))
+    with DecisionLog(tmp_path / "log") as log:
+        log.add(CALL, answered("large"))
+        log.add(CALL, answered("small", gone))
+    rows = list(read_log(tmp_path / "log"))
+
+    same = replay(rows, Budget(quality=0.9)).to_json()
+    assert (same["calls"], same["changed"], same["tiers"]["now"]) == (
+        2,
+        0,
+        {"large": 1, "small": 1},
+    )
+    assert same["seconds"] == {"then": 4.0, "now": 4.0}
+
+    for tight in (Budget(seconds_per_call=2), Budget(memory=200), Budget(seconds_to_first_token=1)):
+        found = replay(rows, tight).to_json()
+        assert found["tiers"]["now"] == {"small": 2} and found["changed"] == 1
+        assert found["success"]["now"] == 0.6 and found["seconds"]["now"] == 2.0
+
+    nothing = replay(rows, Budget(seconds_per_call=0.1)).to_json()
+    assert nothing["refused"] == 2 and nothing["tiers"]["now"] == {"none": 2}
