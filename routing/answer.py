@@ -18,6 +18,8 @@ class Attempt:
     seconds: float
     problem: str
     """What verification found; "" for nothing."""
+    load_s: float = 0.0
+    """Of the seconds, those in which the tier was loaded."""
     events: tuple[str, ...] = ()
     """What the pool did for it: tiers loaded and unloaded."""
 

@@ -220,7 +220,7 @@ class _Cascade:
     def answer(self) -> Answer:
         """The answer; the router learns from it."""
         result = self._answer()
-        self.router.learn(self.call, result.final.decision.tier, result.reply.usage)
+        self.router.learn(self.call, result)
         return result
 
     def _answer(self) -> Answer:
@@ -284,7 +284,7 @@ class _Try:
 
     def start(self, lease: Lease) -> ReplyStream:
         """Has the tier answer."""
-        self._events = lease.events
+        self._events, self._load_s = lease.events, lease.load_s
         call = self.call
         if call.timeout_s is not None:
             call = replace(call, timeout_s=self._cascade.left_s)
@@ -312,7 +312,7 @@ class _Try:
         """Verifies the whole reply."""
         seconds = time.perf_counter() - self._began
         problem = verify(self.call, reply)
-        self.outcome = Attempt(self.decision, reply, seconds, problem, self._events)
+        self.outcome = Attempt(self.decision, reply, seconds, problem, self._load_s, self._events)
         self._cascade.finished(self)
 
 

@@ -20,6 +20,7 @@ class Forecast:
     success: float
     seconds: float
     first_token_s: float
+    joules: float
     memory_bytes: int
     new_tokens: int
     """Of the prompt: those that this tier has not cached."""

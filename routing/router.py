@@ -6,14 +6,16 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from tierwise.routing.answer import Answer
 from tierwise.routing.budget import Budget
+from tierwise.routing.cost import CostModel
 from tierwise.routing.decision import Decision, Forecast
 from tierwise.routing.difficulty import DifficultyEstimator, structural_difficulty
 from tierwise.routing.policy import Policy, feasible_first, over_time
 from tierwise.routing.success import SuccessModel, by_quality
-from tierwise.runtime.chat import Call, Usage
+from tierwise.runtime.chat import Call
 from tierwise.runtime.errors import (
     ConfigError,
     ContextOverflowError,
@@ -31,18 +33,6 @@ DEFAULT_REPLY_ROOM = 1024
 """Tokens of context kept free for a reply of unknown length."""
 
 _REMEMBERED_CONVERSATIONS = 1024
-
-
-@dataclass(slots=True)
-class _ReplyLength:
-    """Running means of what replies of one kind take: tokens chosen, and tokens forced."""
-
-    chosen: float
-    forced: float
-
-    def update(self, usage: Usage, weight: float = 0.2) -> None:
-        self.chosen += weight * (usage.completion_tokens - usage.forced_tokens - self.chosen)
-        self.forced += weight * (usage.forced_tokens - self.forced)
 
 
 class Router:
@@ -80,7 +70,7 @@ class Router:
         self._difficulty = difficulty
         self._policy = policy
         self._probe = probe
-        self._profiles = {**family_profiles(family), **(profiles or {})}
+        self.cost = CostModel({**family_profiles(family), **(profiles or {})})
         self._success = SuccessModel(family)
         enabled = None if tiers is None else {family.tier(name).name for name in tiers}
         self.tiers = tuple(t for t in by_quality(family) if enabled is None or t.name in enabled)
@@ -88,11 +78,6 @@ class Router:
             raise ConfigError("tiers=[] leaves no tier to route to; leave it out to use all")
         self._lock = threading.Lock()
         self._current: OrderedDict[str, str] = OrderedDict()
-        self._lengths = {
-            "call": _ReplyLength(15.0, 15.0),
-            "schema": _ReplyLength(25.0, 15.0),
-            "text": _ReplyLength(60.0, 0.0),
-        }
 
     def decide(
         self,
@@ -164,15 +149,24 @@ class Router:
         print(decision.table())
         return decision
 
-    def learn(self, call: Call, tier: str, usage: Usage) -> None:
-        """Remembers which tier answered, and how long its reply was."""
+    def learn(self, call: Call, answer: Answer) -> None:
+        """Remembers which tier answered, and what every attempt took."""
+        for attempt in answer.attempts:
+            self.cost.observe(
+                attempt.decision.tier,
+                call,
+                attempt.reply.usage,
+                attempt.seconds,
+                attempt.decision.forecast.seconds,
+                attempt.load_s,
+            )
+        tier = answer.final.decision.tier
         with self._lock:
             key = _conversation(call)
             self._current[key] = tier
             self._current.move_to_end(key)
             while len(self._current) > _REMEMBERED_CONVERSATIONS:
                 self._current.popitem(last=False)
-            self._lengths[_kind(call)].update(usage)
 
     def better_than(self, tier: str) -> tuple[Tier, ...]:
         """The enabled tiers of better quality, the nearest first."""
@@ -223,16 +217,16 @@ class Router:
         verdict: str | None,
     ) -> Forecast:
         """``verdict`` says why the tier may not be chosen, whatever is forecast; None if it may."""
-        profile = self._profiles[tier.name]
         room = context_needed(call, len(prompt), budget, tier)
         cold = resident is None  # a context that is too small grows, and keeps what it has read
         new = len(prompt) - (0 if cold else self.pool.cached_prefix(tier, prompt))
-        length = self._lengths[_kind(call)]
-        limit = _reply_limit(call, budget)
-        chosen = length.chosen if limit is None else min(length.chosen, limit)
-        # Forced tokens are read in batches, like a prompt.
-        first = profile.seconds(new, 1, cold=cold)
-        seconds = profile.seconds(new + round(length.forced), chosen, cold=cold)
+        cost = self.cost.cost(
+            tier.name,
+            new,
+            self.cost.reply(call, _reply_limit(call, budget)),
+            cold=cold,
+            waiting=resident.leases if resident else 0,
+        )
         memory = 0
         if verdict is None:
             try:
@@ -244,8 +238,9 @@ class Router:
         forecast = Forecast(
             tier=tier.name,
             success=success,
-            seconds=seconds,
-            first_token_s=first,
+            seconds=cost.seconds,
+            first_token_s=cost.first_token_s,
+            joules=cost.joules,
             memory_bytes=memory,
             new_tokens=new,
             cold=cold,
@@ -283,12 +278,6 @@ def _reply_limit(call: Call, budget: Budget) -> int | None:
     """Tokens that the reply may have at most; None if nobody said."""
     limits = [x for x in (call.max_tokens, budget.reply_tokens) if x is not None]
     return min(limits, default=None)
-
-
-def _kind(call: Call) -> str:
-    if call.usable_tools:
-        return "call"
-    return "schema" if call.response_schema is not None else "text"
 
 
 def _conversation(call: Call) -> str:

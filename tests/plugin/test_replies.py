@@ -18,7 +18,7 @@ from tierwise.runtime.reply_parser import Piece
 
 
 def answered(reply: Reply) -> Answer:
-    forecast = Forecast("small", 0.9, 1.5, 0.5, 1000, 20, False, True, "chosen")
+    forecast = Forecast("small", 0.9, 1.5, 0.5, 18.0, 1000, 20, False, True, "chosen")
     decision = Decision("small", "it will do", 0.2, 20, (forecast,))
     return Answer((Attempt(decision, reply, 2.0, ""),))
 

@@ -28,6 +28,7 @@ def forecast(tier: str, success: float, seconds: float, memory: int = 100) -> Fo
         success=success,
         seconds=seconds,
         first_token_s=seconds / 2,
+        joules=seconds * 12,
         memory_bytes=memory,
         new_tokens=5,
         cold=False,

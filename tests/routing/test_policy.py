@@ -18,6 +18,7 @@ def forecast(tier: str, success: float, seconds: float, why_not: str = "", **mor
         "success": success,
         "seconds": seconds,
         "first_token_s": seconds / 2,
+        "joules": seconds * 12,
         "memory_bytes": 5_000_000,
         "new_tokens": 10,
         "cold": False,

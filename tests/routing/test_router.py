@@ -12,9 +12,10 @@ import pytest
 from family_factory import TierSpec, make_family
 from tiny_models import write_tiny_gguf
 
+from tierwise.routing.answer import Answer, Attempt
 from tierwise.routing.budget import Budget
 from tierwise.routing.router import Router
-from tierwise.runtime.chat import Call, Message, Tool, Usage
+from tierwise.runtime.chat import Call, Message, Reply, Tool, Usage
 from tierwise.runtime.errors import (
     ConfigError,
     ContextOverflowError,
@@ -441,6 +442,13 @@ def test_explain_prints_every_tier(
     assert "over the 1.90 s allowed" in rows[2]
 
 
+def answered(router: Router, call: Call, tier: str, **usage: int) -> Answer:
+    """An answer that took no time, of which nothing is learned of speed."""
+    decision = router.decide(call, pin=tier)
+    reply = Reply("yes", usage=Usage(**usage))
+    return Answer((Attempt(decision, reply, 0.0, ""),))
+
+
 def test_a_conversation_keeps_its_tier_for_a_small_saving(
     make_router: MakeRouter, family: Family
 ) -> None:
@@ -449,7 +457,7 @@ def test_a_conversation_keeps_its_tier_for_a_small_saving(
     )
     router = make_router(Budget(quality=0.0), profiles={"middle": twin})
     assert router.decide(CALL).tier == "small"
-    router.learn(CALL, "middle", Usage())
+    router.learn(CALL, answered(router, CALL, "middle"))
     stays = router.decide(CALL.with_messages(Message("assistant", "yes"), Message("user", "ok")))
     assert stays.tier == "middle" and "stays with middle" in stays.reason
     other = Call((Message("user", "something else"),), max_tokens=10)
@@ -466,7 +474,7 @@ def test_expected_length_is_learned_by_kind(make_router: MakeRouter) -> None:
 
     text_before, call_before = seconds(text), seconds(call)
     for _ in range(20):
-        router.learn(text, "small", Usage(completion_tokens=600))
+        router.learn(text, answered(router, text, "small", completion_tokens=600))
     assert seconds(text) > text_before
     assert seconds(call) == call_before
 
