@@ -9,6 +9,7 @@ largest singular value, so that neither drowns the other, whatever their numbers
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -202,4 +203,4 @@ def _balance(block: Floats, share: Floats) -> float:
         return 1.0
     centred = (block - share @ block) * np.sqrt(share)[:, None]
     largest = float(np.linalg.eigvalsh(centred.T @ centred)[-1])
-    return 1.0 / np.sqrt(largest) if largest > 1e-12 else 1.0
+    return 1.0 / math.sqrt(largest) if largest > 1e-12 else 1.0
