@@ -26,7 +26,8 @@ from tierwise.routing.features_text import (
     FloatArray,
     text_columns,
 )
-from tierwise.runtime.chat import Call, Message
+from tierwise.runtime.chat import Call, JSONObject, Message, Tool
+from tierwise.runtime.chat_template import Latest
 from tierwise.runtime.errors import ConfigError
 
 VERSION = "tierwise-features-1"
@@ -126,6 +127,7 @@ class Features:
     def __init__(self, extra: FeatureBlock | None = None) -> None:
         self._extra = extra
         self._counter = ToolCounter()
+        self._offered = Latest(_difficulty_of_offer)
         version = VERSION if extra is None else f"{VERSION}+{extra.version}"
         counts = len(COUNTS) + (0 if extra is None else extra.width)
         self.spec = FeatureSpec(version, counts, (WORD_COLUMNS, CHARACTER_COLUMNS))
@@ -159,7 +161,8 @@ class Features:
         matches = sorted((len(asked & w) / max(1, len(asked)) for w in facts.words), reverse=True)
         best, second = [*matches, 0.0, 0.0][:2]
         row = (
-            structural_difficulty(call),
+            # Its terms add up: those of tools and schema are the same call after call.
+            self._offered((tools, schema)) + structural_difficulty(Call(call.messages)),
             math.log1p(prompt_tokens),
             *_conversation(call.messages),
             call.must_call,
@@ -173,6 +176,11 @@ class Features:
             *self._counter.of_schema(schema),
         )
         return np.array(row, np.float32)
+
+
+def _difficulty_of_offer(offer: tuple[tuple[Tool, ...], JSONObject | None]) -> float:
+    tools, schema = offer
+    return structural_difficulty(Call((), tools, response_schema=schema))
 
 
 def _conversation(messages: tuple[Message, ...]) -> tuple[float, ...]:

@@ -6,6 +6,7 @@ made of the latest texts is kept.
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from functools import lru_cache
@@ -65,7 +66,15 @@ _CLASSES = (
     b"$%",
     b"\n",
 )
-_MASKS = np.array([[byte in members for byte in range(256)] for members in _CLASSES], np.float32)
+_MASKS = np.array([[byte in members for byte in range(256)] for members in _CLASSES], float)
+_MOST = 3 * (4 * LONGEST + 3)
+"""N-grams of a text: 3 from each of its bytes, of which a character has at most 4."""
+
+_DAMPED = np.array(
+    [math.copysign(math.log1p(abs(x)), x) for x in range(-_MOST, _MOST + 1)], np.float32
+)
+"""log(1 + count) with the count's sign, for every count that there can be."""
+
 _UNEVEN = np.uint32(0x9E3779B1)
 """An odd number with mixed bits (2^32 over the golden ratio), to multiply hashes by."""
 
@@ -83,31 +92,21 @@ def count_text(text: str) -> FloatArray:
     length = len(text)
     text = _both_ends(text)
     data = np.frombuffer(text.encode(errors="replace"), np.uint8)
-    classes = _MASKS @ np.bincount(data, minlength=256).astype(np.float32)
+    classes = (_MASKS @ np.bincount(data, minlength=256)).tolist()
+    shares = [count / max(1, len(data)) for count in classes[:4]]
     tokens = _TOKEN.findall(text.lower())
     words = [token for token in tokens if token[0].isalpha()]
     numbers = [token for token in tokens if token[0].isdecimal()]
     sentences = [part.count(" ") + 1 for part in _SENTENCE_END.split(text) if part.strip()]
     digits = (len(found.replace(",", "")) for found in _LONG_NUMBER.findall(text))
-    size = max(1, len(data))
-    log = np.log1p(
-        [
-            length,
-            len(words),
-            classes[9],
-            len(sentences),
-            max(sentences, default=0),
-            sentences[-1] if sentences else 0,
-            len(numbers),
-            len(set(numbers)),
-            max(digits, default=0),
-            *classes[4:9],
-        ]
-    )
+    ends = (max(sentences), sentences[-1]) if sentences else (0, 0)
+    first = (length, len(words), classes[9], len(sentences), *ends)
     mean = sum(map(len, words)) / max(1, len(words))
     distinct = len(set(words)) / max(1, len(words))
-    row = (*log[:6], mean, distinct, *log[6:9], *(classes[:4] / size), *log[9:])
-    return np.array(row, np.float32)
+    of_numbers = (len(numbers), len(set(numbers)), max(digits, default=0))
+    log = math.log1p
+    row = (*map(log, first), mean, distinct, *map(log, of_numbers), *shares)
+    return np.array((*row, *map(log, classes[4:9])), np.float32)
 
 
 def hash_words(text: str) -> FloatArray:
@@ -137,9 +136,10 @@ def hash_characters(text: str) -> FloatArray:
 
 def _counts(hashes: NDArray[np.uint32], columns: int) -> FloatArray:
     mixed = _mixed(hashes)
-    signs = 1.0 - 2.0 * (mixed >> 31)
-    sums = np.bincount(mixed % columns, signs, columns)
-    return (np.sign(sums) * np.log1p(np.abs(sums))).astype(np.float32)
+    signs = 1.0 - 2.0 * (mixed >> np.uint32(31))
+    sums = np.bincount(mixed % np.uint32(columns), signs, columns).astype(np.intp)
+    damped: FloatArray = _DAMPED[sums + _MOST]
+    return damped
 
 
 def _mixed(hashes: NDArray[np.uint32]) -> NDArray[np.uint32]:

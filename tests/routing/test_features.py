@@ -219,7 +219,9 @@ def test_code_and_other_scripts_are_seen() -> None:
     assert kana["foreign_share"] == 1.0 and kana["sentences"] == pytest.approx(math.log(2))
 
 
-@pytest.mark.parametrize("text", ["", " ", "a", "\ud800", "\0\n", "9" * 5000, "é" * 10, "1.2.3"])
+@pytest.mark.parametrize(
+    "text", ["", " ", "a", "\ud800", "\0\n", "9" * 5000, "😀" * 5000, "é" * 10, "1.2.3"]
+)
 def test_every_text_has_a_row(text: str) -> None:
     assert np.isfinite(text_features(text)).all()
 
