@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import uuid
 import zipfile
 import zlib
@@ -83,7 +84,10 @@ def save_predictor(
     with disk_full_named(path):
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
-            temporary.write_bytes(file.getbuffer())
+            with temporary.open("xb") as written:
+                written.write(file.getbuffer())
+                written.flush()
+                os.fsync(written.fileno())
             temporary.replace(path)
         except BaseException:
             with suppress(OSError):
