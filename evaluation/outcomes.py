@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from tierwise.runtime.errors import ConfigError, DiskFullError, FamilyError, MissingExtraError
+from tierwise.runtime.errors import CalibrationError, ConfigError, DiskFullError, MissingExtraError
 
 OUTCOMES = "outcomes.sqlite"
 """Name of the file in the family's folder."""
@@ -93,7 +93,7 @@ class OutcomeStore:
         path: The SQLite file; made where it is missing.
 
     Raises:
-        FamilyError: The file is damaged, or of a newer version of Tierwise.
+        CalibrationError: The file is damaged, or of a newer version of Tierwise.
         DiskFullError: It cannot be written.
     """
 
@@ -104,7 +104,7 @@ class OutcomeStore:
             self._db.execute("PRAGMA journal_mode=WAL")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version > SCHEMA_VERSION:
-                raise FamilyError(
+                raise CalibrationError(
                     f"{str(path)!r} was written by a newer Tierwise (version {version} of its "
                     f"tables, {SCHEMA_VERSION} are known). Update Tierwise."
                 )
@@ -229,11 +229,11 @@ def _outcome(row: Sequence[Any]) -> TierOutcome:
     return TierOutcome(**values)
 
 
-def _told(error: sqlite3.DatabaseError, path: Path) -> FamilyError | DiskFullError:
+def _told(error: sqlite3.DatabaseError, path: Path) -> CalibrationError | DiskFullError:
     text = str(error)
     if "full" in text or "unable to open" in text or "readonly" in text:
         return DiskFullError(f"{str(path)!r} cannot be written: {text}. Make room, then go on.")
-    return FamilyError(
+    return CalibrationError(
         f"{str(path)!r} is no usable file of outcomes: {text}. Remove it; calibrating again makes "
         "it anew."
     )

@@ -24,7 +24,7 @@ from tierwise.routing.estimators_linear import LogisticSuccess, RidgeSuccess
 from tierwise.routing.estimators_neighbours import NeighbourSuccess
 from tierwise.routing.estimators_prior import StructuralPrior
 from tierwise.routing.features import FeatureSpec
-from tierwise.runtime.errors import ConfigError, FamilyNotFoundError, FamilySchemaError
+from tierwise.runtime.errors import CalibrationError, ConfigError
 from tierwise.runtime.files import disk_full_named
 
 FORMAT = "tierwise-success-1"
@@ -99,8 +99,8 @@ def load_predictor(path: Path) -> StoredPredictor:
     """What `save_predictor` wrote.
 
     Raises:
-        FamilyNotFoundError: There is no such file.
-        FamilySchemaError: It is damaged, of another kind, or from a newer Tierwise.
+        CalibrationError: There is no such file, or it is damaged, of another kind, or from a
+            newer Tierwise.
     """
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as packed:
@@ -129,7 +129,7 @@ def load_predictor(path: Path) -> StoredPredictor:
         if len(tiers) != predictor.tiers:
             raise ValueError(f"{len(tiers)} names for {predictor.tiers} tiers")
     except FileNotFoundError as error:
-        raise FamilyNotFoundError(f"there is no calibration at {str(path)!r}") from error
+        raise CalibrationError(f"there is no calibration at {str(path)!r}") from error
     except (
         OSError,
         zipfile.BadZipFile,
@@ -142,7 +142,7 @@ def load_predictor(path: Path) -> StoredPredictor:
         MemoryError,
         RuntimeError,
     ) as error:
-        raise FamilySchemaError(
+        raise CalibrationError(
             f"{str(path)!r} is no calibration that this Tierwise can read ({error}). Calibrate "
             "the family again."
         ) from error

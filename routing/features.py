@@ -27,8 +27,8 @@ from tierwise.routing.features_text import (
     text_columns,
 )
 from tierwise.runtime.chat import Call, JSONObject, Message, Tool
-from tierwise.runtime.chat_template import Latest
 from tierwise.runtime.errors import ConfigError
+from tierwise.runtime.latest import Latest
 
 VERSION = "tierwise-features-1"
 """Changes whenever the same call would give other numbers."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tierwise.runtime.chat import JSONObject, Tool
-from tierwise.runtime.chat_template import Latest
+from tierwise.runtime.latest import Latest
 
 SCHEMA_COLUMNS = (
     "depth",

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 from jinja2.exceptions import SecurityError
 
 from tierwise.runtime.chat import Call, JSONObject, Message, Tool, ToolCall
 from tierwise.runtime.errors import UnsupportedModelError
+from tierwise.runtime.latest import Latest
 from tierwise.runtime.llama import Model
 from tierwise.runtime.template_messages import (
     alternating,
@@ -40,9 +41,6 @@ from tierwise.runtime.tool_format import (
 from tierwise.runtime.tool_prompt import DEMONSTRATION, as_plain, tool_prompt
 
 SCHEMA_PROMPT = "Answer with a JSON object of this schema: {schema}"
-
-Key = TypeVar("Key")
-Value = TypeVar("Value")
 
 _MARK = re.compile("\ue000[0-9]+\ue001")
 _HELLO = Message("user", "Hello")
@@ -278,20 +276,3 @@ def _phi(turns: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> lis
     functions = [tool["function"] for tool in tools]
     turns[0]["tools"] = json.dumps(functions, ensure_ascii=False)
     return turns
-
-
-class Latest(Generic[Key, Value]):
-    """Remembers what a function made of its latest arguments, which need not be hashable."""
-
-    def __init__(self, make: Callable[[Key], Value], keep: int = 16) -> None:
-        self._make = make
-        self._keep = keep
-        self._known: tuple[tuple[Key, Value], ...] = ()
-
-    def __call__(self, key: Key) -> Value:
-        for known, value in self._known:
-            if known is key or known == key:
-                return value
-        value = self._make(key)
-        self._known = ((key, value), *self._known[: self._keep - 1])
-        return value

@@ -6,7 +6,8 @@ TierwiseError
 │   ├── FamilyIncompleteError   a file the manifest names is missing or has the wrong size
 │   ├── FamilySchemaError       family.json is not valid, or was written by a newer Tierwise
 │   ├── UnsafePathError         a path in the manifest leaves the family's folder
-│   └── DamagedTierError        a tier's bytes do not match their recorded hash
+│   ├── DamagedTierError        a tier's bytes do not match their recorded hash
+│   └── CalibrationError        outcomes or a calibration are missing, damaged or of another kind
 ├── ModelError                  a model file is not usable
 │   ├── ModelNotFoundError      the base or tier is not there (or cannot be downloaded)
 │   ├── DamagedModelError       not a GGUF file, truncated, or corrupted
@@ -56,6 +57,10 @@ class UnsafePathError(FamilyError):
 
 class DamagedTierError(FamilyError):
     """A tier's bytes do not match the hash recorded for them."""
+
+
+class CalibrationError(FamilyError):
+    """Outcomes or a calibration are missing, damaged, or of another kind; calibrate again."""
 
 
 class ModelError(TierwiseError):

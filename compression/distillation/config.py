@@ -73,7 +73,9 @@ class DistillConfig(BaseModel):
         loss: "forward_kl" (works with cached targets), or "reverse_kl", "jsd", "skew_kl".
         temperature: Of the soft targets.
         cross_entropy: Weight of the hard next token beside the soft targets, in replies: a call
-            that is right, where the teacher is not sure of it.
+            that is right, where the teacher is not sure of it. It draws the student to the made
+            conversations and away from the teacher: SmolLM2-135M with 1,152 channels came from
+            KL 0.10 to 0.24 in 46,000 tokens with a weight of 0.3.
         hidden: Weight of the hidden-state loss over the surviving layers.
         hidden_kind: "cosine" or "mse".
         anchor: λ of λ‖θ − θ₀‖².
@@ -118,20 +120,20 @@ class DistillConfig(BaseModel):
     answers: Literal["text", "all", "gold"] = "text"
     loss: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl"] = "forward_kl"
     temperature: float = Field(default=1.0, gt=0)
-    cross_entropy: float = Field(default=0.3, ge=0)
+    cross_entropy: float = Field(default=0.0, ge=0)
     hidden: float = Field(default=0.0, ge=0)
     hidden_kind: Literal["cosine", "mse"] = "cosine"
     anchor: float = Field(default=0.0, ge=0)
     prompt_share: float = Field(default=0.25, ge=0, le=1)
     prompt_weight: float = Field(default=0.5, ge=0)
-    shown: float = Field(default=0.25, ge=0, le=1)
+    shown: float = Field(default=0.5, ge=0, le=1)
     on_policy: float = Field(default=0.05, ge=0, lt=1)
     aware_share: float = Field(default=0.4, ge=0, le=1)
     teacher: Literal["auto", "cached", "online"] = "auto"
     teacher_model: str | None = None
     train_embeddings: bool = False
     lora_rank: int | None = Field(default=None, ge=1)
-    learning_rate: float = Field(default=4e-4, gt=0)
+    learning_rate: float = Field(default=2e-4, gt=0)
     tokens_per_step: int = Field(default=2048, ge=16)
     micro_tokens: int = Field(default=2048, ge=16)
     gradient_checkpointing: bool = False

@@ -29,7 +29,7 @@ class Document:
         answer: bool, shape (n,): True where the assistant's reply stands, its end-of-turn token
             included. The token at i is predicted from the logits at i - 1.
         source: Which of the sources it is from: "agent", "python", "made", "chat",
-            "transcripts" or "corpus".
+            "transcripts", "corpus" or "packages".
         group: Documents of one group ask for the same things (the same tools, or parts of one
             file), so a held-out part is made of whole groups.
         shown: From where to where the made-up conversation stands that shows a model how tools

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ from tierwise.compression.distillation.agent_conversations import agent_conversa
 from tierwise.compression.distillation.conversations import Conversation, Document, Renderer
 from tierwise.compression.distillation.corpus import corpus_documents, corpus_files
 from tierwise.compression.distillation.made_tools import made_clusters
+from tierwise.compression.distillation.package_texts import package_documents
 from tierwise.compression.distillation.plain_questions import plain_conversations
 from tierwise.compression.distillation.teacher_answers import TeacherAnswers
 from tierwise.compression.distillation.tool_requests import python_clusters, tool_conversations
@@ -26,10 +28,11 @@ from tierwise.runtime.llama import Model
 __all__ = ["DataConfig", "Document", "Totals", "collect_documents", "split_documents", "totals"]
 
 SHARES: Mapping[str, float] = {
-    "agent": 0.15,
-    "python": 0.35,
-    "made": 0.45,
+    "agent": 0.1,
+    "python": 0.25,
+    "made": 0.3,
     "chat": 0.05,
+    "packages": 0.3,
     "transcripts": 0.5,
     "corpus": 0.2,
 }
@@ -189,14 +192,15 @@ def _documents(
     name: str, config: DataConfig, model: Model, renderer: Renderer, teacher: TeacherAnswers
 ) -> Iterator[Document]:
     """A source's documents, perhaps without end, none of them twice."""
-    if name == "corpus":
+    if name in ("corpus", "packages"):
         start = [model.bos] if lib.llama_vocab_get_add_bos(model.vocab) else []
-        yield from corpus_documents(
-            config.corpus,
-            lambda text: model.tokenize(text, special=False),
-            max_tokens=config.max_tokens,
-            start=start,
-        )
+        tokenize = partial(model.tokenize, special=False)
+        if name == "packages":
+            yield from package_documents(tokenize, max_tokens=config.max_tokens, start=start)
+        else:
+            yield from corpus_documents(
+                config.corpus, tokenize, max_tokens=config.max_tokens, start=start
+            )
         return
     seen: set[bytes] = set()
     idle = 0

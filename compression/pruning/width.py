@@ -14,6 +14,13 @@ measured on what the cut ones before it put out.
 All layers keep the same widths, as llama.cpp's architectures want one number for all of them.
 Widths are kept to multiples: llama.cpp stores rows in blocks, of 32 numbers for Q8_0 and Q4_0 and
 of 256 for K-quants, and a row that is no multiple falls back to a larger type.
+
+What did not work (SmolLM2-135M, 1,152 of 1,536 channels, 13,900 tokens of calibration; KL of
+replies to 59 prompts of another kind, 0.142 nats as it is): choosing channels one at a time by
+optimal brain surgeon 0.184, weighing tokens by the inverse of their hidden states' norms 0.143,
+and with these weights a tenth of the damping 0.163, and refitting towards the base's hidden states
+instead of the layer's own output 0.151. Leaving out the first token, whose activations
+are the largest by far, 0.505: nothing may happen to it.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from tierwise.evaluation.collect import BLOCK, TIMED, collect_outcomes
 from tierwise.evaluation.outcomes import COLUMNS, OUTCOMES, KnownTask, OutcomeStore, TierOutcome
 from tierwise.evaluation.own_prompts import read_prompts
 from tierwise.evaluation.suites import Suite, load_suite, own_suite
-from tierwise.runtime.errors import ConfigError, DiskFullError, FamilyError
+from tierwise.runtime.errors import CalibrationError, ConfigError, DiskFullError
 from tierwise.runtime.family import Family
 from tierwise.runtime.message_json import call_from_json
 from tierwise.runtime.pool import Pool
@@ -152,12 +152,12 @@ def test_all_or_nothing_is_written(tmp_path: Path) -> None:
 
 def test_damaged_and_newer_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bad").write_bytes(b"no database" * 100)
-    with pytest.raises(FamilyError, match="Remove it"):
+    with pytest.raises(CalibrationError, match="Remove it"):
         OutcomeStore(tmp_path / "bad")
     with sqlite3.connect(tmp_path / "new") as db:
         db.execute("PRAGMA user_version=99")
     db.close()
-    with pytest.raises(FamilyError, match="newer Tierwise"):
+    with pytest.raises(CalibrationError, match="newer Tierwise"):
         OutcomeStore(tmp_path / "new")
     with pytest.raises(DiskFullError, match="cannot be written"):
         OutcomeStore(tmp_path / "nowhere" / "x")
