@@ -197,7 +197,8 @@ def test_a_file_in_the_folder_is_used_in_place(family: Family, other: Path) -> N
     before = snapshot(family.folder)
     tier = adopt_tier(family.folder / MANIFEST, inside, measure=False).tier("five")
     assert tier.file == "more/five.gguf"
-    assert snapshot(family.folder).keys() == before.keys()
+    cards = {f"{name}.md" for name in ("five", "f16", "q8_0")}
+    assert snapshot(family.folder).keys() == before.keys() | cards
 
 
 def test_a_file_behind_a_symbolic_link_is_copied_whole(family: Family, other: Path) -> None:
