@@ -114,7 +114,7 @@ def _turn(
     room = min(tier.context_tokens, longest + REPLY_ROOM)
     rows: list[TierOutcome] = []
     with pool.acquire(tier, context_tokens=room) as lease:
-        meter = EnergyMeter(threads=1)
+        meter = EnergyMeter(threads=1)  # an estimate is not kept, so its threads do not matter
         for task in tasks[:TIMED]:
             meter.lap()
             began = time.perf_counter()

@@ -23,10 +23,13 @@ from typing import Any
 from tierwise.evaluation.tasks import plain_text, same_value
 from tierwise.runtime.chat import Call, Reply
 from tierwise.runtime.errors import ConfigError
+from tierwise.runtime.json_lines import read_json_lines
 from tierwise.runtime.message_json import call_from_json, reply_to_json, tool_call_from
 
 LIKE_ENOUGH = 0.6
 """F1 of the words that a text shares with the reference."""
+
+EXAMPLE = '{"prompt": "2 + 2?", "expected": 4}'
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
@@ -66,29 +69,14 @@ def read_prompts(path: Path) -> tuple[OwnTask, ...]:
     Raises:
         ConfigError: The file cannot be read, or a line is no task: names file, line and cure.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"the prompts {str(path)!r} cannot be read: {error}. Give a file of JSON lines in "
-            "UTF-8, one prompt a line."
-        ) from error
-    tasks = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            tasks.append(_task(json.loads(line), f"{path.name}-{number}"))
-        except json.JSONDecodeError as error:
-            raise ConfigError(
-                f"{str(path)!r}, line {number}: not JSON ({error.msg} at column {error.colno}). "
-                'Each line must be one object such as {"prompt": "2 + 2?", "expected": 4}.'
-            ) from error
-        except ConfigError as error:
-            raise ConfigError(f"{str(path)!r}, line {number}: {error}") from error
+    tasks = tuple(
+        read_json_lines(
+            path, "prompt", EXAMPLE, lambda data, number: _task(data, f"{path.name}-{number}")
+        )
+    )
     if not tasks:
         raise ConfigError(f"{str(path)!r} holds no prompts. Write one JSON object a line.")
-    return tuple(tasks)
+    return tasks
 
 
 def _task(data: Any, name: str) -> OwnTask:

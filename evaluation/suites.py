@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tierwise.evaluation.bfcl import CATEGORIES, load_bfcl
+from tierwise.evaluation.bfcl import CATEGORIES, Category, load_bfcl
 from tierwise.evaluation.own_prompts import OwnTask, read_prompts
 from tierwise.evaluation.task_generator import generate_tasks
 from tierwise.evaluation.tasks import Checkable
 from tierwise.runtime.errors import ConfigError
+from tierwise.runtime.files import sha256_of
 
 DEFAULT_TASKS = 240
 MENU = 6
@@ -47,9 +48,9 @@ def _tools(seed: int, limit: int | None) -> Suite:
     return _shuffled(f"tools-{count}-{seed}", tasks, groups, seed)
 
 
-def _bfcl(category: str) -> Callable[[int, int | None], Suite]:
+def _bfcl(category: Category) -> Callable[[int, int | None], Suite]:
     def load(seed: int, limit: int | None) -> Suite:
-        tasks = load_bfcl(category)  # type: ignore[arg-type]
+        tasks = load_bfcl(category)
         groups = [",".join(sorted(tool.name for tool in task.call.tools)) for task in tasks]
         whole = _shuffled(f"bfcl-{category}", tasks, groups, seed)
         return Suite(whole.name, whole.tasks[:limit], whole.groups[:limit])
@@ -89,7 +90,8 @@ def own_suite(path: Path, *, seed: int = 0) -> Suite:
         ConfigError: See `read_prompts`.
     """
     tasks: tuple[OwnTask, ...] = read_prompts(path)
-    return _shuffled(f"own-{path.name}", tasks, [task.group for task in tasks], seed)
+    name = f"own-{path.name}-{sha256_of(path)[:12]}"  # a file that was changed is another suite
+    return _shuffled(name, tasks, [task.group for task in tasks], seed)
 
 
 def _shuffled(name: str, tasks: Sequence[Checkable], groups: Sequence[str], seed: int) -> Suite:

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import uuid
 import zipfile
 import zlib
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,7 +22,7 @@ from tierwise.routing.estimators_neighbours import NeighbourSuccess
 from tierwise.routing.estimators_prior import StructuralPrior
 from tierwise.routing.features import FeatureSpec
 from tierwise.runtime.errors import CalibrationError, ConfigError
-from tierwise.runtime.files import disk_full_named
+from tierwise.runtime.files import write_atomically
 
 FORMAT = "tierwise-success-1"
 
@@ -80,19 +77,7 @@ def save_predictor(
             # The date of the entry is always the same, so that equal predictors give equal files.
             with packed.open(zipfile.ZipInfo(f"{name}.npy"), "w") as entry:
                 np.lib.format.write_array(entry, np.asarray(array), allow_pickle=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with disk_full_named(path):
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        try:
-            with temporary.open("xb") as written:
-                written.write(file.getbuffer())
-                written.flush()
-                os.fsync(written.fileno())
-            temporary.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
+    write_atomically(path, file.getvalue())
 
 
 def load_predictor(path: Path) -> StoredPredictor:

@@ -27,19 +27,20 @@ def home() -> Path:
     return Path(override) if override else Path(platformdirs.user_data_dir("tierwise"))
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes ``text`` so that a reader, or a crash, sees the old file or the new one whole.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes text or bytes so that a reader, or a crash, sees the old file or the new one whole.
 
     Raises:
         DiskFullError: There is no room; the old file is untouched.
     """
+    data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     with disk_full_named(path):
         # Not from `tempfile`: those files are for their owner alone, and so would the new one be.
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
-            with temporary.open("x", encoding="utf-8") as file:
-                file.write(text)
+            with temporary.open("xb") as file:
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)

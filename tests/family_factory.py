@@ -122,6 +122,38 @@ def make_quality(
     return Quality(divergence=divergence, tools=tools)
 
 
+def described_family(*tiers: tuple[str, int, Quality]) -> Family:
+    """Of (name, bytes, quality); nothing here opens a file."""
+    zeros = "0" * 64
+    base = Base(
+        name="b",
+        source="tests",
+        sha256=zeros,
+        architecture="llama",
+        parameters=1,
+        layers=1,
+        context_tokens=1,
+        vocab_size=1,
+        tokenizer_sha256=zeros,
+    )
+    made = [
+        Tier(
+            name=name,
+            file=f"{name}.gguf",
+            sha256=zeros,
+            bytes=size,
+            parameters=1,
+            layers=1,
+            context_tokens=1,
+            kv_bytes_per_token=1,
+            lineage=Lineage(origin="built", quantization="F16"),
+            quality=quality,
+        )
+        for name, size, quality in tiers
+    ]
+    return Family(created="now", tierwise="0", base=base, tiers=tuple(made))
+
+
 def _tier(folder: Path, spec: TierSpec) -> Tier:
     path = folder / f"{spec.name}.gguf"
     shutil.copyfile(spec.file, path)

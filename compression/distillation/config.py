@@ -59,7 +59,7 @@ class DistillConfig(BaseModel):
 
     Args:
         minutes: Training time of all students together. Choosing layers, the teacher's answers
-            and its signal come on top (about a quarter of an hour for 135 M parameters on two
+            and its signal come on top (about 25 minutes for 135 M parameters on two
             cores).
         steps: Optimizer steps of all students together, instead of minutes: the same steps give
             the same weights on the same machine.

@@ -91,7 +91,8 @@ def collect_documents(
 ) -> list[Document]:
     """Documents of all sources that are there, in random order.
 
-    The same arguments give the same documents, as long as the teacher answers the same: its
+    The same arguments give the same documents, as long as the same packages are installed (or
+    their share is 0) and the teacher answers the same: its
     answers to calls in parallel may differ in rare ties, so keep the cache to repeat a run.
     No two documents are equal. A source that runs dry leaves its share to the others.
 

@@ -6,13 +6,13 @@ and tools that are read are those of `message_json`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tierwise.compression.distillation.conversations import Conversation, identified
 from tierwise.runtime.errors import ConfigError
+from tierwise.runtime.json_lines import read_json_lines
 from tierwise.runtime.message_json import SHAPE, message_from, tool_from
 
 
@@ -23,25 +23,12 @@ def read_transcripts(path: Path) -> Iterator[Conversation]:
         ConfigError: The file cannot be read, or a line is no conversation: names file, line and
             what to do about it.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"the transcripts {str(path)!r} cannot be read: {error}. Give a file of JSON lines "
-            "in UTF-8, one conversation a line."
-        ) from error
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            yield _conversation(json.loads(line), f"transcripts-{path.name}-{number}")
-        except json.JSONDecodeError as error:
-            raise ConfigError(
-                f"{str(path)!r}, line {number}: not JSON ({error.msg} at column {error.colno}). "
-                f"Each line must be one whole conversation such as {SHAPE}; mend or remove it."
-            ) from error
-        except ConfigError as error:
-            raise ConfigError(f"{str(path)!r}, line {number}: {error}") from error
+    yield from read_json_lines(
+        path,
+        "conversation",
+        SHAPE,
+        lambda data, number: _conversation(data, f"transcripts-{path.name}-{number}"),
+    )
 
 
 def _conversation(data: Any, group: str) -> Conversation:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from family_factory import described_family as family
 from family_factory import make_quality
 
 from tierwise.evaluation.task_generator import generate_tasks
@@ -37,7 +38,6 @@ from tierwise.runtime.errors import (
     ConfigError,
     TierwiseError,
 )
-from tierwise.runtime.family import Base, Family, Lineage, Quality, Tier
 
 LEARNERS: list[Estimator] = [RidgeGain(), RidgeGain(over="neighbour"), Logistic(), GuardedKNN()]
 
@@ -411,42 +411,13 @@ def test_data_that_make_no_sense(
 # --- The prior ------------------------------------------------------------------------------------
 
 
-def family(*tiers: tuple[str, Quality]) -> Family:
-    zeros = "0" * 64
-    base = Base(
-        name="b",
-        source="tests",
-        sha256=zeros,
-        architecture="llama",
-        parameters=1,
-        layers=1,
-        context_tokens=1,
-        vocab_size=1,
-        tokenizer_sha256=zeros,
-    )
-    made = [
-        Tier(
-            name=name,
-            file=f"{name}.gguf",
-            sha256=zeros,
-            bytes=number + 1,
-            parameters=1,
-            layers=1,
-            context_tokens=1,
-            kv_bytes_per_token=1,
-            lineage=Lineage(origin="built", quantization="F16"),
-            quality=quality,
-        )
-        for number, (name, quality) in enumerate(tiers)
-    ]
-    return Family(created="now", tierwise="0", base=base, tiers=tuple(made))
-
-
 def prior() -> tuple[StructuralPrior, SuccessModel]:
     def same(share: float) -> dict[str, float]:
         return dict.fromkeys(GRADE_AT, share)
 
-    made = family(("small", make_quality(0.4, same(0.5))), ("base", make_quality(0.0, same(0.9))))
+    made = family(
+        ("small", 1, make_quality(0.4, same(0.5))), ("base", 2, make_quality(0.0, same(0.9)))
+    )
     return StructuralPrior.of(made, ["small", "base"]), SuccessModel(made)
 
 
@@ -464,9 +435,9 @@ def test_a_prior_of_other_tiers_is_refused() -> None:
     with pytest.raises(ConfigError, match="of 2 tiers"):
         predictor.fit(np.zeros((3, 1)), np.zeros((3, 3)))
     with pytest.raises(ConfigError, match="at least one tier"):
-        StructuralPrior.of(family(("a", make_quality(0.0))), [])
+        StructuralPrior.of(family(("a", 1, make_quality(0.0))), [])
     with pytest.raises(TierwiseError, match="nobody"):
-        StructuralPrior.of(family(("a", make_quality(0.0))), ["nobody"])
+        StructuralPrior.of(family(("a", 1, make_quality(0.0))), ["nobody"])
 
 
 # --- Files ----------------------------------------------------------------------------------------

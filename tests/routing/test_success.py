@@ -7,45 +7,14 @@ import math
 import random
 
 import pytest
+from family_factory import described_family as family
 from family_factory import make_quality
 
 from tierwise.routing.difficulty import GRADE_AT, choices
 from tierwise.routing.success import PRIOR_TASKS, UNKNOWN_KL, SuccessModel, by_quality, isotonic
-from tierwise.runtime.family import Base, Family, Lineage, Quality, Tier
+from tierwise.runtime.family import Quality
 
 GRADES = tuple(GRADE_AT)
-
-
-def family(*tiers: tuple[str, int, Quality]) -> Family:
-    """Of (name, bytes, quality); nothing here opens a file."""
-    zeros = "0" * 64
-    base = Base(
-        name="b",
-        source="tests",
-        sha256=zeros,
-        architecture="llama",
-        parameters=1,
-        layers=1,
-        context_tokens=1,
-        vocab_size=1,
-        tokenizer_sha256=zeros,
-    )
-    made = [
-        Tier(
-            name=name,
-            file=f"{name}.gguf",
-            sha256=zeros,
-            bytes=size,
-            parameters=1,
-            layers=1,
-            context_tokens=1,
-            kv_bytes_per_token=1,
-            lineage=Lineage(origin="built", quantization="F16"),
-            quality=quality,
-        )
-        for name, size, quality in tiers
-    ]
-    return Family(created="now", tierwise="0", base=base, tiers=tuple(made))
 
 
 def same(share: float) -> dict[str, float]:
