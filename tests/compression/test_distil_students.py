@@ -167,3 +167,11 @@ def test_recipes_that_cannot_be(base: Path, tmp_path: Path) -> None:
     assert StudentRecipe(layers=0.85).layers_of(30) == 26
     assert StudentRecipe(layers=20).layers_of(30) == 20
     assert StudentRecipe(prune=(3, 4, 4)).layers_of(30) == 28
+
+
+def test_widths_are_shares_of_the_base_and_not_of_the_student_before(
+    base: Path, tmp_path: Path
+) -> None:
+    recipes = [{"ffn": 0.75}, {"ffn": 0.5}]
+    found = students(base, tmp_path, Recorder(), students=recipes, steps=2, on_policy=0.0)
+    assert [(one.name, one.ffn_channels) for one in found] == [("d6-f96", 96), ("d6-f64", 64)]

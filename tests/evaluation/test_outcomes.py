@@ -183,3 +183,9 @@ def test_groups_stay_together(tmp_path: Path) -> None:
     assert {task.id for task in found.tasks} == {
         task.id for task in read_prompts(tmp_path / "mine.jsonl")
     }
+
+
+def test_a_file_of_prompts_that_was_changed_is_another_suite(tmp_path: Path) -> None:
+    first = suite(tmp_path, 4)
+    assert suite(tmp_path, 4).name == first.name
+    assert suite(tmp_path, 5).name != first.name
