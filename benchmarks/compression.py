@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -27,9 +28,8 @@ from typing import Any
 from common import arguments, report, say
 
 from tierwise import Family
-from tierwise.compression.front import REFERENCE_PROMPT, REFERENCE_REPLY
+from tierwise.compression.measure import call_seconds
 from tierwise.runtime.family import Tier
-from tierwise.runtime.profile import family_profiles
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = {
@@ -107,10 +107,9 @@ def named(part: str, found: Mapping[str, Any], folder: Path | None) -> dict[str,
 
 def chosen(family: Family) -> tuple[Tier, Tier]:
     """The distilled tier that is nearest to the base, and the one that is quickest here."""
-    profiles = family_profiles(family)
 
     def seconds(tier: Tier) -> float:
-        return profiles[tier.name].seconds(REFERENCE_PROMPT, REFERENCE_REPLY, cold=False)
+        return call_seconds(tier) or math.inf
 
     def divergence(tier: Tier) -> float:
         found = tier.quality.divergence

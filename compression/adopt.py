@@ -13,18 +13,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tierwise.compression.base_record import chat_template_of, file_type_of, tokenizer_hash
-from tierwise.compression.front import REFERENCE_PROMPT, REFERENCE_REPLY
-from tierwise.compression.measure import measure_drafts, profile_of, success_of
+from tierwise.compression.measure import call_seconds, measure_drafts, profile_of, success_of
 from tierwise.compression.report.cards import write_cards
 from tierwise.compression.reporting import Reporter, Silent
 from tierwise.compression.source import check_gguf
 from tierwise.evaluation.tasks import menu_of
+from tierwise.evaluation.texts import demonstration_tokens
 from tierwise.runtime.chat_template import ChatTemplate
 from tierwise.runtime.errors import ConfigError, ModelNotFoundError, UnsupportedModelError
 from tierwise.runtime.family import Family, Lineage, Quality, Tier
 from tierwise.runtime.files import FileHashes, link_or_copy
 from tierwise.runtime.llama import Model
-from tierwise.runtime.profile import family_profiles, load_profile
+from tierwise.runtime.profile import family_profiles
 from tierwise.runtime.resources import probe
 
 DEFAULT_TASKS, DEFAULT_SEED = 48, 0
@@ -112,6 +112,7 @@ def _describe(family: Family, name: str, path: Path, reporter: Reporter) -> Tier
             layers=model.layers,
             context_tokens=model.context_tokens,
             kv_bytes_per_token=model.kv_bytes_per_token,
+            demonstration_tokens=demonstration_tokens(model),
             lineage=Lineage(
                 origin="adopted",
                 quantization=file_type_of(model),
@@ -216,8 +217,8 @@ def _rank(family: Family, tier: Tier) -> int:
     """Before the first tier that takes longer; than which it is smaller, if speed is unknown."""
     seconds: dict[str, float] = {}
     for member in (*family.tiers, tier):
-        if (profile := load_profile(member.sha256)) is not None:
-            seconds[member.name] = profile.seconds(REFERENCE_PROMPT, REFERENCE_REPLY, cold=False)
+        if (found := call_seconds(member)) is not None:
+            seconds[member.name] = found
 
     def cost(member: Tier) -> float:
         known = len(seconds) > len(family.tiers)

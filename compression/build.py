@@ -7,6 +7,7 @@ point, the same call goes on where it was, and ``family.json`` comes last.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from tierwise.compression.make import Artifact, Maker, exact_copy
 from tierwise.compression.measure import (
     SUITE_CONTEXT,
     Measurements,
+    call_seconds,
     measure_drafts,
     profile_of,
 )
@@ -109,7 +111,7 @@ class _Build:
                 (self._measured(artifact, sources, measure), artifact.file)
                 for artifact in choice.kept
             ]
-        tiers.sort(key=lambda item: choice.seconds(item[0].name))
+        tiers.sort(key=lambda item: call_seconds(item[0]) or math.inf)
         measure_drafts({tier.name: file for tier, file in tiers}, reporter=self.reporter)
         family = publish(
             self.out,

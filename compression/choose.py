@@ -5,19 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tierwise.compression.front import (
-    REFERENCE_PROMPT,
-    REFERENCE_REPLY,
-    Measured,
-    far_from_able,
-    split_front,
-)
+from tierwise.compression.front import REFERENCE_PROMPT, Measured, far_from_able, split_front
 from tierwise.compression.make import Artifact
 from tierwise.compression.measure import Measurements, Screened
 from tierwise.compression.recipe import BuildConfig
 from tierwise.compression.tier_source import TierSource
-from tierwise.runtime.files import FileHashes
-from tierwise.runtime.profile import load_profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +27,6 @@ class Choice:
     kept: Sequence[Artifact]
     dropped: Mapping[str, str]
     screened: Mapping[str, Screened]
-
-    def seconds(self, name: str) -> float:
-        """Of the reference call, by the tier's profile; infinite where it has none."""
-        file = next(one.file for one in self.kept if one.candidate.name == name)
-        profile = load_profile(FileHashes.shared().sha256(file))
-        if profile is None:
-            return float("inf")
-        return profile.seconds(REFERENCE_PROMPT, REFERENCE_REPLY, cold=False)
 
 
 def choose(
@@ -62,8 +46,15 @@ def choose(
     taught = {source.name for source in sources if source.distillation is not None}
     files = {one.candidate.name: one.file for one in made}
     screened = {name: measure.screen(name, file) for name, file in files.items()}
+    shown = {source.name: source.demonstration_tokens for source in sources}
     costs = [
-        _measured(one, screened[one.candidate.name], one.candidate.source in taught) for one in made
+        _measured(
+            one,
+            screened[one.candidate.name],
+            demonstration=shown[one.candidate.source],
+            distilled=one.candidate.source in taught,
+        )
+        for one in made
     ]
     unable: dict[str, str] = {}
     while True:
@@ -84,11 +75,13 @@ def choose(
     return Choice(made, kept, {**dropped, **unable}, screened)
 
 
-def _measured(artifact: Artifact, screened: Screened, distilled: bool) -> Measured:
+def _measured(
+    artifact: Artifact, screened: Screened, *, demonstration: int, distilled: bool
+) -> Measured:
     return Measured(
         name=artifact.candidate.name,
         bytes=artifact.record.bytes,
-        prefill_s=screened.prefill_s,
+        prefill_s=screened.prefill_s * (1 + demonstration / REFERENCE_PROMPT),
         decode_s=screened.decode_s,
         kl=screened.divergence.kl_mean,
         top1=screened.divergence.top1_agreement.value,

@@ -29,6 +29,7 @@ from tierwise.compression.export_tokenizer import (
     copy_vocabulary,
     read_vocabulary,
 )
+from tierwise.runtime.chat_template import TAUGHT_TOOLS
 from tierwise.runtime.errors import DamagedModelError, MissingExtraError, UnsupportedModelError
 from tierwise.runtime.files import disk_full_named
 
@@ -46,6 +47,7 @@ def export_gguf(
     *,
     name: str | None = None,
     vocabulary_from: Path | None = None,
+    taught_tools: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Writes the checkpoint as an F16 GGUF file (norms and biases in F32).
@@ -56,6 +58,8 @@ def export_gguf(
         name: For ``general.name``; the folder's name if not given.
         vocabulary_from: A GGUF file whose tokenizer and chat template are taken as they are, for
             a checkpoint that came of it; the checkpoint needs no tokenizer then.
+        taught_tools: The model calls tools without being shown how, though its template knows
+            nothing of them.
 
     Raises:
         MissingExtraError: gguf, safetensors, torch or tokenizers is not installed.
@@ -89,6 +93,8 @@ def export_gguf(
                     writer.add_license(licence)
                 writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
                 writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+                if taught_tools:
+                    writer.add_bool(TAUGHT_TOOLS, True)
                 add_shape(writer, shape)
                 if vocabulary_from is not None:
                     copy_vocabulary(writer, vocabulary_from, rows)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 REFERENCE_PROMPT = 300
 REFERENCE_REPLY = 40
-"""Tokens of the agent call by which tiers are compared (a tool prompt and one tool call)."""
+"""Tokens of the agent call by which tiers are compared (a tool prompt and one tool call). Tiers
+that must be shown how to call tools read a demonstration besides."""
 
 NOISE = 0.05
 """Two tiers whose seconds differ by less are equally fast: a machine's noise is no merit."""
@@ -20,7 +21,8 @@ class Measured:
     """A tier's four costs; less is better in each.
 
     Args:
-        prefill_s, decode_s: Of the reference call's prompt and reply.
+        prefill_s, decode_s: Of the reference call's prompt, with the demonstration that the tier
+            needs, and of its reply.
         kl: KL(base ‖ tier), mean in nats per token. It stands for quality: top-1 agreement,
             perplexity and the KL's tail go with it, and task success is too coarse to compare
             tiers that are near each other.

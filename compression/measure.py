@@ -26,7 +26,7 @@ from tierwise.evaluation.tool_catalog import Split
 from tierwise.runtime.chat import Reply
 from tierwise.runtime.chat_template import ChatTemplate
 from tierwise.runtime.errors import OutOfMemoryError, UnsupportedModelError
-from tierwise.runtime.family import Base, Divergence, Record, Sample, SuiteResult
+from tierwise.runtime.family import Base, Divergence, Record, Sample, SuiteResult, Tier
 from tierwise.runtime.files import FileHashes
 from tierwise.runtime.llama import Model
 from tierwise.runtime.loaded_tier import LoadedTier
@@ -55,6 +55,15 @@ def profile_of(
         profile = measure_drafting(file, profile, runs=min(runs, 2))
     save_profile(profile)
     return profile
+
+
+def call_seconds(tier: Tier) -> float | None:
+    """Of the reference call with this machine's profile, with the demonstration that it needs."""
+    profile = load_profile(tier.sha256)
+    if profile is None:
+        return None
+    prompt = REFERENCE_PROMPT + (tier.demonstration_tokens or 0)
+    return profile.seconds(prompt, REFERENCE_REPLY, cold=False)
 
 
 def measure_drafts(files: Mapping[str, Path], *, reporter: Reporter) -> None:

@@ -50,6 +50,7 @@ def describe_tier(
         context_tokens=base.context_tokens,
         kv_bytes_per_token=kv_bytes,
         kv_type=candidate.kv_type,
+        demonstration_tokens=source.demonstration_tokens,
         lineage=Lineage(
             origin="built",
             quantization="mixed" if candidate.overrides else quantization,

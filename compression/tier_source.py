@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tierwise.evaluation.texts import demonstration_tokens
 from tierwise.runtime.family import Distillation
 from tierwise.runtime.files import FileHashes
 from tierwise.runtime.llama import Model
@@ -29,6 +30,7 @@ class TierSource:
         ffn_channels, kv_heads: Per layer, where some were pruned.
         distillation: How it was taught.
         trained_for: The type that its weights were rounded to in training.
+        demonstration_tokens: Of prompts that show it how to call tools.
     """
 
     name: str
@@ -40,17 +42,20 @@ class TierSource:
     kv_heads: int | None = None
     distillation: Distillation | None = None
     trained_for: str | None = None
+    demonstration_tokens: int = 0
 
 
 def base_source(gguf: Path, sha256: str, layers: int) -> TierSource:
     """The base itself."""
-    return TierSource("", gguf, sha256, layers)
+    with Model(gguf, vocab_only=True) as model:
+        shown = demonstration_tokens(model)
+    return TierSource("", gguf, sha256, layers, demonstration_tokens=shown)
 
 
 def student_source(student: Student) -> TierSource:
     """A student as it was exported."""
     with Model(student.gguf, no_alloc=True) as model:
-        layers = model.layers
+        layers, shown = model.layers, demonstration_tokens(model)
     return TierSource(
         name=student.name,
         gguf=student.gguf,
@@ -61,4 +66,5 @@ def student_source(student: Student) -> TierSource:
         kv_heads=student.kv_heads,
         distillation=student.distillation,
         trained_for=student.quantization,
+        demonstration_tokens=shown,
     )

@@ -110,7 +110,8 @@ def _turn(
     """One tier answers a block, a few tasks alone and the others together."""
     tasks = [_referenced(task, suite, store, reference) for task, _ in items]
     groups = {task.id: group for task, group in items}
-    longest = max(len(pool.prompt(task.call)) for task in tasks)
+    prompts = [pool.prompt(task.call, taught_tools=tier.taught_tools) for task in tasks]
+    longest = max(map(len, prompts))
     room = min(tier.context_tokens, longest + REPLY_ROOM)
     rows: list[TierOutcome] = []
     with pool.acquire(tier, context_tokens=room) as lease:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from tierwise.evaluation.tasks import Task
+from tierwise.runtime.chat import Call, Message, Tool
 from tierwise.runtime.chat_template import ChatTemplate
+from tierwise.runtime.llama import Model
+
+_CALL = Call(
+    (Message("user", "What is the weather in Oslo?"),),
+    tools=(Tool("get_weather", "The weather.", {"type": "object", "properties": {}}),),
+)
 
 
 def chat_documents(tasks: Iterable[Task], template: ChatTemplate) -> tuple[str, ...]:
@@ -27,3 +34,13 @@ def take_tokens(documents: Sequence[Sequence[int]], limit: int) -> list[list[int
         out.append(part)
         limit -= len(part)
     return out
+
+
+def demonstration_tokens(model: Model) -> int:
+    """Tokens of every prompt with tools that only show the model how to call them.
+
+    0 for models that were trained to call tools, in whatever way.
+    """
+    shown = ChatTemplate.of(model).render(_CALL)
+    plain = ChatTemplate.of(model, demonstrates=False).render(_CALL)
+    return len(model.tokenize(shown)) - len(model.tokenize(plain))

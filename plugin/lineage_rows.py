@@ -19,6 +19,7 @@ def lineage_rows(family: Family) -> Sequence[_Row]:
         (("KV heads", _kv_heads), lambda tier: tier.lineage.kv_heads is not None),
         (("searched types", _searched), lambda tier: bool(tier.lineage.tensor_overrides)),
         (("KV cache", lambda tier: tier.kv_type), lambda tier: tier.kv_type != "f16"),
+        (("prompt that shows tools, tokens", _shown), lambda tier: bool(tier.demonstration_tokens)),
         (("distillation, tokens", _trained), lambda tier: tier.lineage.distillation is not None),
         (("held-out KL by it, nats", _gained), lambda tier: tier.lineage.distillation is not None),
     )
@@ -26,11 +27,12 @@ def lineage_rows(family: Family) -> Sequence[_Row]:
 
 
 def lineage_json(tier: Tier) -> dict[str, Any]:
-    """Keys ``origin, quantization, pruned_layers, ffn_channels, kv_heads, kv_type, tensor_types,
-    tensor_overrides, imatrix_sha256, distillation``.
+    """Keys ``origin, quantization, pruned_layers, ffn_channels, kv_heads, kv_type,
+    demonstration_tokens, tensor_types, tensor_overrides, imatrix_sha256, distillation``.
 
     The last is None or ``{teacher_sha256, loss, steps, skipped_steps, tokens, seconds,
-    documents, quantization_aware, kl_before, kl_after}``; its curve is in ``family.json``.
+    documents, quantization_aware, kl_before, kl_after, cross_entropy, nll_before, nll_after}``;
+    its curve is in ``family.json``.
     """
     lineage = tier.lineage
     run = lineage.distillation
@@ -41,6 +43,7 @@ def lineage_json(tier: Tier) -> dict[str, Any]:
         "ffn_channels": lineage.ffn_channels,
         "kv_heads": lineage.kv_heads,
         "kv_type": tier.kv_type,
+        "demonstration_tokens": tier.demonstration_tokens,
         "tensor_types": dict(lineage.tensor_types),
         "tensor_overrides": dict(lineage.tensor_overrides),
         "imatrix_sha256": lineage.imatrix_sha256,
@@ -68,6 +71,11 @@ def _kv_heads(tier: Tier) -> str:
 def _searched(tier: Tier) -> str:
     found = len(tier.lineage.tensor_overrides)
     return f"{found} tensors" if found else UNKNOWN
+
+
+def _shown(tier: Tier) -> str:
+    shown = tier.demonstration_tokens
+    return UNKNOWN if shown is None else str(shown or "none")
 
 
 def _trained(tier: Tier) -> str:

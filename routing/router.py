@@ -35,6 +35,10 @@ DEFAULT_REPLY_ROOM = 1024
 _REMEMBERED_CONVERSATIONS = 1024
 
 
+Prompts = Mapping[bool, tuple[int, ...]]
+"""A call's prompt in tokens, by whether tiers call tools without being shown how."""
+
+
 class Router:
     """Decides for one family.
 
@@ -107,8 +111,9 @@ class Router:
         budget = budget or self.budget
         resources = self._probe()
         excluded = self._excluded(above, without, pin)
-        prompt, trimmed = self._prompt(call, budget, excluded)
+        prompts, trimmed = self._prompts(call, budget, excluded)
         longest = max(self.tiers, key=lambda tier: tier.context_tokens)
+        prompt = min(prompts.values(), key=len)
         room = context_needed(call, len(prompt), budget, longest)
         if room > longest.context_tokens:
             left_out = " without the turns in its middle" if trimmed else ""
@@ -125,7 +130,7 @@ class Router:
             self._forecast(
                 tier,
                 call,
-                prompt,
+                prompts[tier.taught_tools],
                 success[tier.name],
                 budget,
                 resources,
@@ -139,6 +144,7 @@ class Router:
         else:
             current = self._current.get(_conversation(call))
             name, reason, forecasts_ = self._policy(forecasts, budget, current)
+        prompt = prompts[self.family.tier(name).taught_tools]
         return Decision(
             name, reason, difficulty, len(prompt), tuple(forecasts_), prompt=prompt, call=trimmed
         )
@@ -173,22 +179,33 @@ class Router:
         names = [t.name for t in self.tiers]
         return self.tiers[names.index(tier) + 1 :] if tier in names else ()
 
-    def _prompt(
+    def _prompts(
         self, call: Call, budget: Budget, excluded: Mapping[str, str]
-    ) -> tuple[tuple[int, ...], Call | None]:
-        """The prompt in tokens, and the call that it is of where that had to be trimmed."""
-        prompt = self.pool.prompt(call)
+    ) -> tuple[Prompts, Call | None]:
+        """The prompts in tokens, and the call that they are of where that had to be trimmed."""
+        prompts = self._written(call)
         if call.overflow == "error":
-            return prompt, None
+            return prompts, None
         tiers = [tier for tier in self.tiers if tier.name not in excluded] or self.tiers
         context = max(tier.context_tokens for tier in tiers)
         reply = _reply_limit(call, budget)
         if reply is None:
             reply = min(DEFAULT_REPLY_ROOM, context // 4)
-        if len(prompt) <= context - reply:
-            return prompt, None
-        shorter = trim(call, lambda some: len(self.pool.prompt(some)), context - reply)
-        return (prompt, None) if shorter is call else (self.pool.prompt(shorter), shorter)
+        room = context - reply
+        kinds = {tier.taught_tools for tier in tiers}
+
+        def longest(some: Prompts) -> int:
+            return max(len(some[kind]) for kind in kinds)
+
+        if longest(prompts) <= room:
+            return prompts, None
+        shorter = trim(call, lambda some: longest(self._written(some)), room)
+        return (prompts, None) if shorter is call else (self._written(shorter), shorter)
+
+    def _written(self, call: Call) -> Prompts:
+        """By whether tiers were taught tools; of one kind if all are of it."""
+        kinds = {tier.taught_tools for tier in self.tiers}
+        return {taught: self.pool.prompt(call, taught_tools=taught) for taught in kinds}
 
     def _excluded(
         self, above: str | None, without: Iterable[str], pin: str | None

@@ -40,6 +40,9 @@ from tierwise.runtime.tool_format import (
 )
 from tierwise.runtime.tool_prompt import DEMONSTRATION, as_plain, tool_prompt
 
+TAUGHT_TOOLS = "tierwise.taught_tools"
+"""Key of GGUF files, true where a model has learned by training what a demonstration shows."""
+
 SCHEMA_PROMPT = "Answer with a JSON object of this schema: {schema}"
 
 _MARK = re.compile("\ue000[0-9]+\ue001")
@@ -115,8 +118,15 @@ class ChatTemplate:
         self.tags = (*self.tool_format.tags, *think_tags)
 
     @classmethod
-    def of(cls, model: Model, *, demonstrates: bool = True) -> ChatTemplate:
-        """The template in a model's file."""
+    def of(cls, model: Model, *, demonstrates: bool | None = None) -> ChatTemplate:
+        """The template in a model's file.
+
+        Args:
+            model: Must not be closed yet.
+            demonstrates: As of the class; by default unless the file says that it is not needed.
+        """
+        if demonstrates is None:
+            demonstrates = not taught_tools(model)
         return cls(
             model.chat_template,
             tool_source=model.metadata.get("tokenizer.chat_template.tool_use"),
@@ -251,6 +261,11 @@ class ChatTemplate:
         if end.endswith(THINK_TAGS):
             return "open" if end.endswith(THINK_TAGS[0]) else "no"
         return "may"
+
+
+def taught_tools(model: Model) -> bool:
+    """Whether the model's file says that it calls tools without being shown how."""
+    return model.metadata.get(TAUGHT_TOOLS) == "true"
 
 
 def _tool_data(tools: tuple[Tool, ...]) -> list[dict[str, Any]]:

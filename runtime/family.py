@@ -94,7 +94,8 @@ class Quality(Record):
 class CurvePoint(Record):
     """Training at one step: what had been spent by then, and the loss.
 
-    ``kl`` is KL(teacher ‖ student) in nats per token on held-out text, where it was measured.
+    ``kl`` is KL(teacher ‖ student) in nats per token on held-out text, and ``nll`` the negative
+    log-likelihood of replies in it that are known to be right, where they were measured.
     """
 
     step: int
@@ -103,6 +104,7 @@ class CurvePoint(Record):
     loss: float
     learning_rate: float
     kl: float | None = None
+    nll: float | None = None
 
 
 class Distillation(Record):
@@ -119,6 +121,8 @@ class Distillation(Record):
         quantization_aware: The type that weights were rounded to in training, e.g. "Q4_0".
         kl_before: KL(teacher ‖ student) on held-out text before the first step.
         kl_after: The same after the last one.
+        cross_entropy: Share of the right token in the loss of replies known to be right.
+        nll_before, nll_after: Of such replies in held-out text, in nats per token.
         curve: At most some hundred points.
     """
 
@@ -132,6 +136,9 @@ class Distillation(Record):
     quantization_aware: str | None = None
     kl_before: float
     kl_after: float
+    cross_entropy: float = 0.0
+    nll_before: float | None = None
+    nll_after: float | None = None
     curve: tuple[CurvePoint, ...] = ()
 
 
@@ -163,8 +170,16 @@ class Tier(Record):
     context_tokens: int = Field(gt=0)
     kv_bytes_per_token: int = Field(ge=0)
     kv_type: Literal["f16", "q8_0"] = Field(default="f16", description="of keys and values")
+    demonstration_tokens: int | None = Field(
+        default=None, ge=0, description="of a prompt with tools: those that show how to call them"
+    )
     lineage: Lineage
     quality: Quality = Quality()
+
+    @property
+    def taught_tools(self) -> bool:
+        """Whether it calls tools without being shown how."""
+        return self.demonstration_tokens == 0
 
     @field_validator("file")
     @classmethod

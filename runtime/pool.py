@@ -220,8 +220,8 @@ class Pool:
             entry = self._room.entries.get(tier if isinstance(tier, str) else tier.name)
             return entry.tier.engine.cached_prefix(prompt) if entry else 0
 
-    def prompt(self, call: Call) -> tuple[int, ...]:
-        """The call's prompt in tokens, the same for all tiers of the family.
+    def prompt(self, call: Call, *, taught_tools: bool = False) -> tuple[int, ...]:
+        """The call's prompt in tokens, for tiers of the family that were taught tools or not.
 
         Loads no weights, only the vocabulary of the first tier that has a usable file.
 
@@ -230,7 +230,7 @@ class Pool:
             EngineClosedError: The pool was closed.
         """
         self._check_open()
-        return self._vocabulary.prompt(call)
+        return self._vocabulary.prompt(call, taught_tools=taught_tools)
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text, as a prompt that holds it has them; no BOS is added.

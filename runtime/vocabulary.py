@@ -1,4 +1,7 @@
-"""What all tiers of a family share: one vocabulary and one chat template, read without weights."""
+"""What all tiers of a family share, read without weights: a vocabulary and a chat template.
+
+Prompts are the same for all of them, but for one thing: some are shown how to call tools.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from tierwise.runtime.prompt_tokens import PromptTokenizer
 
 
 class Vocabulary:
-    """Turns texts and calls into tokens, the same for all tiers of the family.
+    """Turns texts and calls into tokens.
 
     Reads the vocabulary of the first tier that has a usable file, at first use. Safe to use
     from many threads.
@@ -31,12 +34,16 @@ class Vocabulary:
         self._family = family
         self._lock = threading.Lock()  # a model is not safe to use from two threads
         self._model: Model | None = None
-        self._template: ChatTemplate | None = None
+        self._templates: dict[bool, ChatTemplate] = {}
         self._tokenizer: PromptTokenizer | None = None
         self._closed = False
 
-    def prompt(self, call: Call) -> tuple[int, ...]:
+    def prompt(self, call: Call, *, taught_tools: bool = False) -> tuple[int, ...]:
         """The call's prompt in tokens.
+
+        Args:
+            call: What is asked.
+            taught_tools: For tiers that know how to call tools, whatever their template knows.
 
         Raises:
             FamilyError, ModelError: No tier's vocabulary and chat template can be read, or the
@@ -45,10 +52,13 @@ class Vocabulary:
         """
         with self._lock:
             model = self._open()
-            if self._template is None or self._tokenizer is None:
-                self._template = ChatTemplate.of(model)
+            if self._tokenizer is None:
                 self._tokenizer = PromptTokenizer(model)
-            return self._tokenizer(self._template.render(call))
+            template = self._templates.get(taught_tools)
+            if template is None:
+                template = ChatTemplate.of(model, demonstrates=not taught_tools)
+                self._templates[taught_tools] = template
+            return self._tokenizer(template.render(call))
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text, as a prompt that holds it has them; no BOS is added.

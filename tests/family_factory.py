@@ -41,6 +41,7 @@ class TierSpec:
         prefill: Tokens/s.
         decode: Tokens/s.
         load_s: Seconds to load.
+        demonstration_tokens: As of `Tier`.
     """
 
     name: str
@@ -51,6 +52,7 @@ class TierSpec:
     prefill: float = 1000.0
     decode: float = 100.0
     load_s: float = 0.1
+    demonstration_tokens: int | None = None
 
 
 def make_family(folder: Path, specs: Sequence[TierSpec]) -> Family:
@@ -167,6 +169,7 @@ def _tier(folder: Path, spec: TierSpec) -> Tier:
             layers=model.layers,
             context_tokens=model.context_tokens,
             kv_bytes_per_token=model.kv_bytes_per_token,
+            demonstration_tokens=spec.demonstration_tokens,
             lineage=Lineage(origin="adopted" if spec.kl is None else "built", quantization="F16"),
             quality=make_quality(spec.kl, spec.success, spec.n),
         )

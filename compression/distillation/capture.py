@@ -121,6 +121,7 @@ def _digest(documents: Sequence[Document]) -> str:
     for document in documents:
         digest.update(np.asarray(document.tokens, dtype=np.int32).tobytes() + b"\0")
         digest.update(np.asarray(document.answer, dtype=bool).tobytes() + b"\1")
+        digest.update(np.asarray(document.given, dtype=bool).tobytes() + b"\2")
         digest.update(np.asarray(document.shown, dtype=np.int32).tobytes())
     return digest.hexdigest()
 

@@ -72,18 +72,20 @@ class DistillConfig(BaseModel):
             "all" tool calls as well (slow), "gold" nothing.
         loss: "forward_kl" (works with cached targets), or "reverse_kl", "jsd", "skew_kl".
         temperature: Of the soft targets.
-        cross_entropy: Weight of the hard next token beside the soft targets, in replies: a call
-            that is right, where the teacher is not sure of it. It draws the student to the made
-            conversations and away from the teacher: SmolLM2-135M with 1,152 channels came from
-            KL 0.10 to 0.24 in 46,000 tokens with a weight of 0.3.
+        cross_entropy: Share of the token that really follows in the loss of replies that are
+            known to be right (the calls of made conversations); the rest is the distance from
+            the teacher. A student learns to call better than a teacher that is often wrong:
+            SmolLM2-135M with 1,152 of 1,536 channels did 52 of 120 tasks of BFCL multiple after
+            125,000 tokens of right calls alone, and its teacher 46.
         hidden: Weight of the hidden-state loss over the surviving layers.
         hidden_kind: "cosine" or "mse".
         anchor: λ of λ‖θ − θ₀‖².
         prompt_share: Share of a prompt's tokens that are learned from; of replies, all are.
         prompt_weight: Weight of such a token, where one of a reply has 1.
         shown: Share of the documents in which students, too, read the made-up conversation that
-            shows a base without tools how to call them. In the others they learn what it shows,
-            from half as many tokens.
+            shows a base without tools how to call them. In the others they learn what it shows
+            (context distillation), from half as many tokens; with any of those, their prompts
+            are written without it from then on.
         on_policy: Share of the time at the end in which the student writes and the teacher
             scores.
         aware_share: Share of the time, at the end, that is quantization-aware.
@@ -120,13 +122,13 @@ class DistillConfig(BaseModel):
     answers: Literal["text", "all", "gold"] = "text"
     loss: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl"] = "forward_kl"
     temperature: float = Field(default=1.0, gt=0)
-    cross_entropy: float = Field(default=0.0, ge=0)
+    cross_entropy: float = Field(default=1.0, ge=0, le=1)
     hidden: float = Field(default=0.0, ge=0)
     hidden_kind: Literal["cosine", "mse"] = "cosine"
     anchor: float = Field(default=0.0, ge=0)
     prompt_share: float = Field(default=0.25, ge=0, le=1)
     prompt_weight: float = Field(default=0.5, ge=0)
-    shown: float = Field(default=0.5, ge=0, le=1)
+    shown: float = Field(default=0.0, ge=0, le=1)
     on_policy: float = Field(default=0.05, ge=0, lt=1)
     aware_share: float = Field(default=0.4, ge=0, le=1)
     teacher: Literal["auto", "cached", "online"] = "auto"

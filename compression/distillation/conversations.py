@@ -30,6 +30,8 @@ class Document:
             included. The token at i is predicted from the logits at i - 1.
         source: Which of the sources it is from: "agent", "python", "made", "chat",
             "transcripts", "corpus" or "packages".
+        given: bool, shape (n,): True where the reply is known to be right; in others it is what the
+            teacher said, or any text.
         group: Documents of one group ask for the same things (the same tools, or parts of one
             file), so a held-out part is made of whole groups.
         shown: From where to where the made-up conversation stands that shows a model how tools
@@ -38,6 +40,7 @@ class Document:
 
     tokens: Tokens
     answer: Mask
+    given: Mask
     source: str
     group: str = ""
     shown: tuple[int, int] = (0, 0)
@@ -50,12 +53,16 @@ class Document:
         source: str,
         group: str = "",
         shown: tuple[int, int] = (0, 0),
+        given: list[bool] | None = None,
     ) -> Document:
-        """From lists of the same length."""
-        assert len(tokens) == len(answer), (len(tokens), len(answer))
-        ids, mask = np.asarray(tokens, np.int32), np.asarray(answer, np.bool_)
-        ids.flags.writeable = mask.flags.writeable = False
-        return cls(ids, mask, source, group, shown)
+        """From lists of the same length; nothing is given where ``given`` is None."""
+        right = [False] * len(tokens) if given is None else given
+        assert len(tokens) == len(answer) == len(right), (len(tokens), len(answer), len(right))
+        ids = np.asarray(tokens, np.int32)
+        masks = np.asarray(answer, np.bool_), np.asarray(right, np.bool_)
+        for array in (ids, *masks):
+            array.flags.writeable = False
+        return cls(ids, *masks, source, group, shown)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -72,6 +79,7 @@ class Conversation:
         group: As of `Document`.
         response_schema: That its answers follow, where they do.
         asked: Indexes of assistant turns that the teacher is to write itself.
+        written: Of those that it has written.
     """
 
     messages: tuple[Message, ...]
@@ -80,6 +88,7 @@ class Conversation:
     tools: tuple[Tool, ...] = ()
     response_schema: JSONObject | None = None
     asked: tuple[int, ...] = ()
+    written: tuple[int, ...] = ()
 
     def call(self, turn: int) -> Call:
         """The call whose reply is the message of that index."""
@@ -97,7 +106,8 @@ class Conversation:
         ]
         answer = replace(answer, tool_calls=tuple(calls))
         messages = (*self.messages[:turn], answer, *self.messages[turn + 1 :])
-        return replace(self, messages=messages, asked=tuple(t for t in self.asked if t != turn))
+        asked = tuple(index for index in self.asked if index != turn)
+        return replace(self, messages=messages, asked=asked, written=(*self.written, turn))
 
     def asking_for_calls(self) -> Conversation:
         """With every turn that calls a tool to be written by the teacher as well."""
@@ -179,6 +189,7 @@ class Renderer:
         """
         tokens: list[int] = []
         mask: list[bool] = []
+        given: list[bool] = []
         text, shown = "", (0, 0)
         for turn, message in enumerate(conversation.messages):
             if message.role != "assistant":
@@ -186,20 +197,23 @@ class Renderer:
             prompt = self.template.render(conversation.call(turn))
             goes_on = bool(text) and prompt.startswith(text)
             if tokens and not goes_on:
-                yield from _finished(conversation, tokens, mask, shown)
+                yield from _finished(conversation, tokens, mask, given, shown)
             if not goes_on:
-                tokens, mask, text = [], [], ""
+                tokens, mask, given, text = [], [], [], ""
                 shown = self._shown(conversation.call(turn), prompt)
             before = tokens + self.tokens(prompt[len(text) :])
             answer, text = self._answer(conversation, turn, prompt)
             if len(before) + len(answer) > self.max_tokens:
-                yield from _finished(conversation, tokens, mask, shown)
+                yield from _finished(conversation, tokens, mask, given, shown)
                 if windows:
                     yield from self.documents(_later(conversation, turn), windows=True)
                 return
-            mask += [False] * (len(before) - len(mask)) + [True] * len(answer)
+            unasked = len(before) - len(mask)
+            right = turn not in conversation.written
+            mask += [False] * unasked + [True] * len(answer)
+            given += [False] * unasked + [right] * len(answer)
             tokens = before + answer
-        yield from _finished(conversation, tokens, mask, shown)
+        yield from _finished(conversation, tokens, mask, given, shown)
 
     def _shown(self, call: Call, prompt: str) -> tuple[int, int]:
         """Where the prompt demonstrates tools, in tokens.
@@ -245,11 +259,19 @@ def _later(conversation: Conversation, turn: int) -> Conversation:
     here = max((index for index in users if index < turn), default=turn)
     if here <= start:  # it is too long by itself
         here = min((index for index in users if index > turn), default=len(messages))
-    return replace(conversation, messages=(*messages[:start], *messages[here:]), asked=())
+    gone = here - start
+    written = tuple(index - gone for index in conversation.written if index >= here)
+    rest = (*messages[:start], *messages[here:])
+    return replace(conversation, messages=rest, asked=(), written=written)
 
 
 def _finished(
-    conversation: Conversation, tokens: list[int], mask: list[bool], shown: tuple[int, int]
+    conversation: Conversation,
+    tokens: list[int],
+    mask: list[bool],
+    given: list[bool],
+    shown: tuple[int, int],
 ) -> Iterator[Document]:
     if sum(mask) >= SHORTEST_ANSWER:
-        yield Document.of(tokens, mask, conversation.source, conversation.group, shown)
+        source, group = conversation.source, conversation.group
+        yield Document.of(tokens, mask, source, group, shown, given)

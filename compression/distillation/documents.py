@@ -30,9 +30,9 @@ __all__ = ["DataConfig", "Document", "Totals", "collect_documents", "split_docum
 SHARES: Mapping[str, float] = {
     "agent": 0.1,
     "python": 0.25,
-    "made": 0.3,
+    "made": 0.4,
     "chat": 0.05,
-    "packages": 0.3,
+    "packages": 0.2,
     "transcripts": 0.5,
     "corpus": 0.2,
 }

@@ -82,12 +82,15 @@ def make_lessons(
     for document in documents:
         tokens = np.asarray(document.tokens, dtype=np.int64)
         replies = np.asarray(document.answer, dtype=bool)
+        given = np.asarray(document.given, dtype=bool)
         start, stop = document.shown
         rng = np.random.default_rng((seed, len(tokens), int(tokens[-1])))
         if rng.random() < shown:
             start = stop = 0
         hint = tokens[start:stop]
-        tokens, replies = (np.delete(part, np.s_[start:stop]) for part in (tokens, replies))
+        tokens, replies, given = (
+            np.delete(part, np.s_[start:stop]) for part in (tokens, replies, given)
+        )
         positions, weights = choose_positions(
             replies, rng, prompt_share=prompt_share, prompt_weight=prompt_weight
         )
@@ -95,7 +98,7 @@ def make_lessons(
             torch.from_numpy(tokens),
             torch.from_numpy(positions),
             torch.from_numpy(weights),
-            torch.from_numpy(replies[positions + 1]),
+            torch.from_numpy(given[positions + 1]),
             prompt=int(np.argmax(replies)),
             hint=torch.from_numpy(hint),
             hint_at=start,

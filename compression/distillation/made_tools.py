@@ -33,6 +33,9 @@ from tierwise.runtime.chat import JSONObject, Tool
 _HEAD = re.compile(r"(\w+)\(([^)]*)\): (.+)")
 _OPTIONAL = re.compile(r"\[([^\[\]]*)\]")
 _SLOT = re.compile(r"\{(\w+)\}")
+_MONEY = frozenset(["price", "max_price", "budget", "amount", "loan", "down_payment", "income"])
+_DOLLARS = 0.4
+"""How often a sum is said with a sign before it: the argument is the number alone."""
 _VERBS = ("get", "find", "compute", "do", "run", "api", "tools", "service")
 
 
@@ -66,6 +69,8 @@ class MadeTool:
             name: value if isinstance(value, str) else _plainly(value, rng)
             for name, value in values.items()
         }
+        if rng.random() < _DOLLARS and "currency" not in values:
+            said |= {name: f"${said[name]}" for name in _MONEY & said.keys()}
         return _filled(pattern, values, said), values
 
     def result(self, rng: random.Random) -> tuple[str, str]:

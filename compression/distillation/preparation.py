@@ -62,6 +62,7 @@ def save_documents(file: Path, documents: list[Document]) -> None:
             "lengths": torch.tensor([len(document) for document in documents]),
             "tokens": torch.cat([torch.from_numpy(one.tokens.copy()) for one in documents]),
             "answers": torch.cat([torch.from_numpy(one.answer.copy()) for one in documents]),
+            "given": torch.cat([torch.from_numpy(one.given.copy()) for one in documents]),
             "sources": torch.tensor([sources.index(one.source) for one in documents]),
             "groups": torch.tensor([groups.index(one.group) for one in documents]),
             "shown": torch.tensor([one.shown for one in documents]),
@@ -81,14 +82,22 @@ def load_documents(file: Path) -> list[Document] | None:
     rows = zip(
         arrays["tokens"].split(lengths),
         arrays["answers"].split(lengths),
+        arrays["given"].split(lengths),
         arrays["sources"].tolist(),
         arrays["groups"].tolist(),
         arrays["shown"].tolist(),
         strict=True,
     )
     return [
-        Document(tokens.numpy(), answers.numpy(), sources[source], str(group), (start, stop))
-        for tokens, answers, source, group, (start, stop) in rows
+        Document(
+            tokens.numpy(),
+            answers.numpy(),
+            given.numpy(),
+            sources[source],
+            str(group),
+            (start, stop),
+        )
+        for tokens, answers, given, source, group, (start, stop) in rows
     ]
 
 

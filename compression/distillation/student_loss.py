@@ -77,7 +77,8 @@ class StudentLoss(nn.Module):
         student: A decoder of transformers.
         loss: One of ``losses.LOSSES``.
         temperature: Of the soft targets.
-        cross_entropy: Weight of the token that really follows, in replies that were given.
+        cross_entropy: Share of the token that really follows in the loss of replies that were
+            given; the rest is the distance from the teacher.
         hidden: Weight of the hidden-state loss.
         hidden_kind: "cosine" or "mse".
     """
@@ -96,6 +97,10 @@ class StudentLoss(nn.Module):
         self.student = student
         self.loss, self.temperature = loss, temperature
         self.cross_entropy, self.hidden, self.hidden_kind = cross_entropy, hidden, hidden_kind
+
+    def hard_share(self, batch: Batch) -> Tensor:
+        """How much of each position's loss is the token that follows, shape (positions,)."""
+        return self.cross_entropy * batch.given.float()
 
     def forward(
         self,
@@ -122,14 +127,18 @@ class StudentLoss(nn.Module):
         rows = last.reshape(-1, last.shape[-1])[batch.rows]
 
         def loss_of(logits: Tensor, start: int, stop: int) -> Tensor:
+            hard = self.hard_share(batch)[start:stop]
             weights = batch.weights[start:stop]
             part = distance(
-                name, logits, signal.rows(start, stop), weights, temperature=self.temperature
+                name,
+                logits,
+                signal.rows(start, stop),
+                weights * (1 - hard),
+                temperature=self.temperature,
             )
             if self.cross_entropy:
-                hard = F.cross_entropy(logits, batch.labels[start:stop], reduction="none")
-                given = weights * batch.given[start:stop]
-                part = part + self.cross_entropy * (hard * given).sum()
+                nll = F.cross_entropy(logits, batch.labels[start:stop], reduction="none")
+                part = part + (nll * weights * hard).sum()
             return part
 
         weight = head_of(self.student).weight

@@ -200,6 +200,7 @@ class _Class:
                 self._file(key),
                 name=f"{self.base.name} {name}",
                 vocabulary_from=self.base.gguf,
+                taught_tools=self.teaching.taught or config.shown < 1,
                 progress=progress,
             )
         made = _Made(
@@ -219,6 +220,9 @@ class _Class:
                 quantization_aware=recipe.quantization_aware,
                 kl_before=counters.first_kl or 0.0,
                 kl_after=counters.last_kl or 0.0,
+                cross_entropy=config.cross_entropy,
+                nll_before=counters.first_nll,
+                nll_after=counters.last_nll,
                 curve=tuple(counters.curve),
             ),
         )

@@ -112,6 +112,7 @@ class Counters(BaseModel):
         best_kl: Least KL on held-out text so far, in the current phase.
         first_kl: Before the first step.
         last_kl: The latest one.
+        first_nll, last_nll: Of replies known to be right, likewise.
         stopped: Why the run ended before its time, if it did.
         weights_sha256: Of the trained checkpoint's file, once it is written.
     """
@@ -126,6 +127,8 @@ class Counters(BaseModel):
     best_kl: float | None = None
     first_kl: float | None = None
     last_kl: float | None = None
+    first_nll: float | None = None
+    last_nll: float | None = None
     stopped: str | None = None
     finished: bool = False
     curve: list[CurvePoint] = []

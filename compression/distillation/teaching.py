@@ -21,12 +21,13 @@ from tierwise.compression.distillation.worker import run_worker
 from tierwise.compression.reporting import Reporter
 from tierwise.compression.source import BaseSource
 from tierwise.compression.stages import Stages, content_key
+from tierwise.runtime.chat_template import taught_tools
 from tierwise.runtime.errors import MissingExtraError
 from tierwise.runtime.family import Record
 from tierwise.runtime.files import FileHashes, write_atomically
 from tierwise.runtime.llama import Model
 
-VERSION = 2
+VERSION = 3
 """Raise it when the same config gives other students than before."""
 
 
@@ -54,6 +55,7 @@ class Teaching:
         layers: Of the base.
         ffn: MLP channels of each of the base's layers.
         ends: Tokens that end a reply.
+        taught: Whether the base was trained to call tools by a build of this kind.
 
     Raises:
         MissingExtraError: torch, transformers, accelerate, gguf or safetensors is missing.
@@ -84,6 +86,7 @@ class Teaching:
         with Model(base.gguf, no_alloc=True) as model:
             self.layers = model.layers
             self.ffn = int(model.metadata[f"{model.architecture}.feed_forward_length"])
+            self.taught = taught_tools(model)
             self.ends = tuple(token for token in range(model.vocab_size) if model.is_end(token))
         self._read: dict[Path, Path] = {}
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tierwise.compression.distillation.anchor import Anchor
 from tierwise.compression.distillation.config import DistillConfig
-from tierwise.compression.distillation.held_out import held_out_divergence
+from tierwise.compression.distillation.held_out import HeldOut, held_out_measures
 from tierwise.compression.distillation.lessons import Lesson, collate, plan_epoch
 from tierwise.compression.distillation.on_policy import write_replies
 from tierwise.compression.distillation.rounding import rounded
@@ -129,8 +129,14 @@ class Trainer:
             if aware:
                 stack.enter_context(self._rounding())
             if known is None:
-                kl = self._evaluate()
-                self.counters.first_kl = self.counters.last_kl = self.counters.best_kl = kl
+                first = self._evaluate()
+                self.counters = Counters(
+                    first_kl=first.kl,
+                    last_kl=first.kl,
+                    best_kl=first.kl,
+                    first_nll=first.nll,
+                    last_nll=first.nll,
+                )
             self.student.train()
             for step, micro in self._steps():
                 if not aware and self._aware_at(self._share):
@@ -180,13 +186,14 @@ class Trainer:
         """One optimizer step; False when the run is over."""
         counters, share = self.counters, self._share
         began = time.perf_counter()
-        on_policy = self.teacher is not None and share >= 1 - self.config.on_policy
-        if on_policy:
-            micro = self._own_replies(number, micro)
+        own = None
+        if self.teacher is not None and share >= 1 - self.config.on_policy:
+            own = self._own_replies(number, micro)
         rate = learning_rate(self.config.learning_rate, counters.step, share)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = self._gradients(micro, "reverse_kl" if on_policy else None)
+        micro = own or micro
+        loss = self._gradients(micro, "reverse_kl" if own else None)
         norm = self.accelerator.clip_grad_norm_(self.student.parameters(), CLIP)
         finite = math.isfinite(loss) and bool(torch.isfinite(norm))
         if finite:
@@ -247,19 +254,23 @@ class Trainer:
             result: Tensor = self.model(batch, signal, hidden, loss)
         return result
 
-    def _own_replies(self, number: int, micro: list[list[Lesson]]) -> list[list[Lesson]]:
-        """The same prompts, answered by the student: one part for each process."""
-        asked = [lesson for part in micro for lesson in part if lesson.prompt > 0]
+    def _own_replies(self, number: int, micro: list[list[Lesson]]) -> list[list[Lesson]] | None:
+        """The same prompts, answered by the student: one part for each process; None without."""
+        asked = [lesson for part in micro for lesson in part if self._worth_asking(lesson)]
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         prompts = asked[rank::world][:ON_POLICY_PROMPTS] or asked[:1]
         if not prompts:
-            return micro
+            return None
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + number)
         with self.accelerator.autocast():
             own = write_replies(self.student, prompts, ends=self.ends, generator=generator)
         parts: list[list[Lesson]] = [own[:1] for _ in range(world)]
         parts[rank] = own
         return parts
+
+    def _worth_asking(self, lesson: Lesson) -> bool:
+        """Whether the teacher knows best: where the right reply is given, it need not be asked."""
+        return lesson.prompt > 0 and not (self.config.cross_entropy and bool(lesson.given.any()))
 
     # --- looking back -------------------------------------------------------------------------
 
@@ -280,11 +291,12 @@ class Trainer:
             )
         )
 
-    def _evaluate(self) -> float:
-        return held_out_divergence(
+    def _evaluate(self) -> HeldOut:
+        return held_out_measures(
             self.student,
             self.held_out,
             temperature=self.config.temperature,
+            cross_entropy=self.config.cross_entropy,
             teacher=self.teacher,
             accelerator=self.accelerator,
         )
@@ -293,15 +305,16 @@ class Trainer:
         """Measures and keeps the state; False when the run is over or has diverged."""
         counters = self.counters
         began = time.perf_counter()
-        kl = self._evaluate()
+        found = self._evaluate()
+        kl = found.kl
         if not math.isfinite(kl) or (counters.best_kl and kl > DIVERGED * counters.best_kl + 0.1):
             return self._go_back(
                 f"the held-out KL grew to {kl:.3f} from {counters.best_kl or 0:.3f}"
             )
-        counters.last_kl = kl
+        counters.last_kl, counters.last_nll = kl, found.nll
         counters.best_kl = min(kl, counters.best_kl or math.inf)
         if counters.curve:
-            counters.curve[-1] = counters.curve[-1].model_copy(update={"kl": kl})
+            counters.curve[-1] = counters.curve[-1].model_copy(update={"kl": kl, "nll": found.nll})
         counters.finished = over
         if self.accelerator.is_main_process:
             save_state(self.file, self.student, self._plain_optimizer, counters)

@@ -16,6 +16,9 @@ _SMALL = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 _SPELLED = 0.08
 """How often a small whole number is said in words."""
 
+_GROUPED = 0.5
+"""How often a number of five or more digits is said with commas: 250,000."""
+
 _ON = ("true", "on", "yes", "enabled")
 _OFF = ("false", "off", "no", "disabled")
 
@@ -123,6 +126,8 @@ def say(value: Any, rng: random.Random) -> str:
         return rng.choice(_ON if value else _OFF)
     if isinstance(value, int) and 0 <= value <= 10 and rng.random() < _SPELLED:
         return _SMALL[value]
+    if isinstance(value, int | float) and value >= 10_000 and rng.random() < _GROUPED:
+        return f"{value:,}"
     if isinstance(value, str):
         quote = rng.choice(("'", '"', ""))
         return f"{quote}{value}{quote}" if quote not in value else value

@@ -129,6 +129,8 @@ def _lineage(base: Base, tier: Tier) -> str:
     if lineage.distillation is not None:
         facts = distillation_facts(lineage.distillation)
         rows += [(f"Distillation: {label}", value) for label, value in facts]
+        if tier.taught_tools:
+            rows.append(("Tools", "called without a demonstration of how in the prompt"))
     rows += quantization_facts(lineage)
     if tier.kv_type != "f16":
         rows.append(("KV cache", f"{tier.kv_type} (part of the tier)"))

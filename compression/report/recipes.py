@@ -81,6 +81,11 @@ def distillation_facts(run: Distillation) -> Facts:
     if run.quantization_aware is not None:
         facts.append(("Trained for", f"{run.quantization_aware} (quantization-aware)"))
     facts.append(("KL from teacher", f"{nats_text(run.kl_before)} → {nats_text(run.kl_after)}"))
+    if run.cross_entropy:
+        facts.append(("Right token's share", f"{run.cross_entropy:g} of the loss of right replies"))
+    if run.nll_before is not None:
+        nll = f"{nats_text(run.nll_before)} → {nats_text(run.nll_after)}"
+        facts.append(("NLL of right replies", nll))
     facts.append(("Teacher", f"sha256 {run.teacher_sha256[:12]}…"))
     return facts
 

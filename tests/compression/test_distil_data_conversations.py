@@ -192,4 +192,5 @@ def test_another_answer_takes_over_the_ids() -> None:
         "get_weather", {"city": "Rome"}, id="call00001"
     )
     assert changed.asked == (5,) and talk.cut(5).asked == (1,)
+    assert changed.written == (1,) and talk.written == ()
     assert TALK.asking_for_calls().asked == (1,)

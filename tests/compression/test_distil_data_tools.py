@@ -99,6 +99,8 @@ def test_requests_say_their_values() -> None:
             if isinstance(value, bool):
                 continue  # said by a clause, or as on and off
             said = [str(value)]
+            if isinstance(value, int | float) and value >= 10_000:
+                said.append(f"{value:,}")
             if isinstance(value, int) and 0 <= value <= 10:
                 said.append(small[value])
             assert any(one in request or one.capitalize() in request for one in said), request

@@ -68,14 +68,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_checkpoint(folder, family="smollm", layers=4, dtype="float32")
 
 
-def documents(count: int = 24, *, seed: int = 0) -> list[Document]:
+def documents(count: int = 24, *, seed: int = 0, given: bool = False) -> list[Document]:
     rng = np.random.default_rng(seed)
     out = []
     for number in range(count):
         size = int(rng.integers(20, 60))
         tokens = rng.integers(3, 400, size)
-        answer = np.arange(size) >= size - 8
-        out.append(Document.of(tokens.tolist(), answer.tolist(), "tests", str(number)))
+        answer = (np.arange(size) >= size - 8).tolist()
+        right = answer if given else None
+        out.append(Document.of(tokens.tolist(), answer, "tests", str(number), given=right))
     return out
 
 
@@ -170,7 +171,9 @@ def test_the_signal_is_of_a_teacher_that_has_seen_the_demonstration(
 
 
 def test_hard_labels_are_those_of_replies_that_were_given(checkpoint: Path) -> None:
-    lesson = make_lessons(documents(), prompt_share=1.0, prompt_weight=0.5)[0]
+    other = make_lessons(documents(), prompt_share=1.0, prompt_weight=0.5)[0]
+    assert not bool(other.given.any())
+    lesson = make_lessons(documents(given=True), prompt_share=1.0, prompt_weight=0.5)[0]
     assert lesson.given.sum() == 8 and not bool(lesson.given[:-8].any())
     student = student_of(checkpoint)
     generator = torch.Generator().manual_seed(0)
@@ -279,21 +282,23 @@ def test_a_full_disk_loses_nothing(checkpoint: Path, tmp_path: Path, file_limit:
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_loss_in_chunks_is_the_loss_in_one_piece(checkpoint: Path, loss: str) -> None:
-    made = make_lessons(documents(40), prompt_share=1.0, prompt_weight=0.3, seed=0)
+    told = [*documents(20), *documents(20, seed=1, given=True)]
+    made = make_lessons(told, prompt_share=1.0, prompt_weight=0.3, seed=0)
     batch = collate(made)
-    assert len(batch.rows) > 2 * CHUNK
+    assert len(batch.rows) > 2 * CHUNK and int(batch.given.sum()) == 20 * 8
     teacher = Teacher(load_model(checkpoint, torch.float32), torch.device("cpu"))
     signal = DenseLogits(teacher.logits(teacher.hidden(batch.tokens), batch.rows))
     student = student_of(checkpoint)
-    module = StudentLoss(student, loss=loss, cross_entropy=0.5)
+    module = StudentLoss(student, loss=loss, cross_entropy=0.75)
     found = module(batch, signal)
     found.backward()
     gradients = {name: p.grad.clone() for name, p in student.named_parameters()}
     student.zero_grad()
     logits = student(batch.tokens).logits.flatten(0, 1)[batch.rows]
-    wanted = LOSSES[loss](logits, signal.logits, mask=batch.weights) * batch.weights.sum()
+    soft = batch.weights * torch.where(batch.given, 0.25, 1.0)
+    wanted = LOSSES[loss](logits, signal.logits, mask=soft) * soft.sum()
     hard = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none")
-    wanted = wanted + 0.5 * (hard * batch.weights)[batch.given].sum()
+    wanted = wanted + 0.75 * (hard * batch.weights)[batch.given].sum()
     wanted.backward()
     assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-4)
     for name, parameter in student.named_parameters():
@@ -484,6 +489,58 @@ def test_what_else_a_config_can_ask_for(
     assert counters.skipped == 0 and counters.last_kl is not None
     assert counters.first_kl is not None and counters.last_kl < counters.first_kl
     assert not torch.equal(weights(student), weights(plain))
+
+
+def test_replies_that_are_right_are_learned_by_heart(checkpoint: Path, tmp_path: Path) -> None:
+    teacher = Teacher.load(checkpoint)
+    made = capture(lambda: teacher, documents(8, given=True), tmp_path / "signal", **CAPTURE)
+    options: dict[str, Any] = {"held_out": made, "steps": 24}
+    _, by_heart, _ = train(checkpoint, made, tmp_path / "hard", cross_entropy=1.0, **options)
+    _, from_teacher, _ = train(checkpoint, made, tmp_path / "soft", cross_entropy=0.0, **options)
+    assert by_heart.first_nll == from_teacher.first_nll
+    assert by_heart.first_nll and by_heart.last_nll and from_teacher.last_nll
+    assert by_heart.last_nll < 0.5 * by_heart.first_nll < from_teacher.last_nll
+    assert by_heart.curve[-1].nll == by_heart.last_nll
+    # What the prompts say is still learned from the teacher, and alone counts as its KL.
+    student = student_of(checkpoint)
+    batch = collate(made)
+    assert batch.signal is not None
+    with torch.no_grad():
+        soft = replace(batch, weights=batch.weights * ~batch.given)
+        kl = StudentLoss(student)(soft, batch.signal) / soft.weights.sum()
+    assert by_heart.first_kl == pytest.approx(float(kl), abs=0.02)
+    assert from_teacher.first_kl != pytest.approx(by_heart.first_kl, abs=1e-4)
+
+
+def test_the_teacher_is_not_asked_where_the_right_reply_is_given(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = Teacher.load(checkpoint)
+    made = capture(lambda: teacher, documents(8, given=True), tmp_path / "signal", **CAPTURE)
+    asked: list[int] = []
+    for share in (0.0, 0.5):
+        plain = teacher.hidden_after
+        monkeypatch.setattr(teacher, "hidden_after", _counting(plain, asked))
+        train(
+            checkpoint,
+            made,
+            tmp_path / str(share),
+            steps=4,
+            on_policy=0.9,
+            cross_entropy=share,
+            teacher=teacher,
+            ends=frozenset({2}),
+        )
+        assert bool(asked) == (share == 0.0)
+        asked.clear()
+
+
+def _counting(of: Any, calls: list[int]) -> Any:
+    def counted(*args: Any) -> Any:
+        calls.append(1)
+        return of(*args)
+
+    return counted
 
 
 def test_the_student_writes_its_own_replies(checkpoint: Path, lessons: list[Lesson]) -> None:

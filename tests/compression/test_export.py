@@ -12,12 +12,16 @@ import gguf
 import pytest
 import torch
 from export_tools import AWKWARD, CASES, YARN, Case, kl_per_token
-from tiny_models import CHATML_TOOLS, write_tiny_checkpoint
+from tiny_models import CHATML, CHATML_TOOLS, write_tiny_checkpoint
 from transformers import AutoTokenizer
 
 from tierwise.compression import export
 from tierwise.compression.checkpoint import licence_of
 from tierwise.compression.export import export_gguf
+from tierwise.compression.quantize import quantize
+from tierwise.evaluation.texts import demonstration_tokens
+from tierwise.runtime.chat import Call, Message, Tool
+from tierwise.runtime.chat_template import ChatTemplate, taught_tools
 from tierwise.runtime.errors import (
     DamagedModelError,
     DiskFullError,
@@ -28,6 +32,12 @@ from tierwise.runtime.errors import (
 from tierwise.runtime.llama import Model
 
 resource = pytest.importorskip("resource")  # POSIX only: limits the size of a file
+
+
+TOOL_CALL = Call(
+    (Message("user", "How is the weather?"),),
+    tools=(Tool("get_weather", "The weather.", {"type": "object"}),),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +120,22 @@ def test_rope_parameters_of_older_transformers(tmp_path: Path) -> None:
     first = export_gguf(new, tmp_path / "a.gguf", name="same")
     second = export_gguf(old, tmp_path / "b.gguf", name="same")
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_model_that_was_taught_tools_is_not_shown_how_to_call_them(tmp_path: Path) -> None:
+    checkpoint = write_tiny_checkpoint(tmp_path / "tiny", family="smollm")
+    (checkpoint / "chat_template.jinja").write_text(CHATML)  # it knows nothing of tools
+    plain = export_gguf(checkpoint, tmp_path / "plain.gguf")
+    taught = export_gguf(checkpoint, tmp_path / "taught.gguf", taught_tools=True)
+    smaller = tmp_path / "q8_0.gguf"
+    quantize(taught, smaller, "Q8_0", threads=1)
+    for file, says in ((plain, False), (taught, True), (smaller, True)):
+        with Model(file, vocab_only=True) as model:
+            assert taught_tools(model) is says
+            assert (demonstration_tokens(model) == 0) is says
+            shown = ChatTemplate.of(model, demonstrates=True)
+            own = ChatTemplate.of(model)
+            assert (own.render(TOOL_CALL) == shown.render(TOOL_CALL)) is not says
 
 
 def test_progress_rises_to_one(tmp_path: Path) -> None:

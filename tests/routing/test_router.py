@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 from family_factory import TierSpec, make_family
-from tiny_models import write_tiny_gguf
+from tiny_models import CHATML, write_tiny_gguf
 
 from tierwise.routing.answer import Answer, Attempt
 from tierwise.routing.budget import Budget
 from tierwise.routing.router import Router
 from tierwise.runtime.chat import Call, Message, Reply, Tool, Usage
+from tierwise.runtime.chat_template import ChatTemplate
 from tierwise.runtime.errors import (
     ConfigError,
     ContextOverflowError,
@@ -99,6 +100,39 @@ def needs(router: Router) -> dict[str, int]:
 def test_the_dial(make_router: MakeRouter) -> None:
     chosen = {q: make_router(Budget(quality=q)).decide(CALL).tier for q in (0.0, 0.7, 1.0)}
     assert chosen == {0.0: "small", 0.7: "middle", 1.0: "large"}
+
+
+def test_every_tier_is_given_the_prompt_that_it_was_trained_on(
+    tmp_path: Path,
+) -> None:
+    files = [
+        write_tiny_gguf(tmp_path / f"{n}.gguf", layers=n, context=4096, chat_template=CHATML)
+        for n in (1, 2)
+    ]
+    specs = [
+        TierSpec("small", files[0], kl=0.2, demonstration_tokens=0),
+        TierSpec("large", files[1], kl=0.0, demonstration_tokens=200),
+    ]
+    family = make_family(tmp_path / "mixed", specs)
+    call = replace(CALL, tools=(Tool("get_weather", "The weather.", {"type": "object"}),))
+    with Pool(family, probe=Machine(), threads=1) as pool:
+        router = Router(family, pool, probe=Machine())
+        for name in ("small", "large"):
+            decision = router.decide(call, pin=name)
+            with pool.acquire(family.tier(name), context_tokens=1024) as lease:
+                demonstrates = name == "large"
+                template = ChatTemplate.of(lease.tier.model, demonstrates=demonstrates)
+                text = template.render(call)
+                assert decision.prompt == tuple(lease.tier.model.tokenize(text))
+            new = {forecast.tier: forecast.new_tokens for forecast in decision.forecasts}
+            assert decision.prompt_tokens == new[name] == len(decision.prompt)
+            assert new["small"] < new["large"]
+        # What is too long for one kind of prompt may still fit the other.
+        reply = 4096 - new["small"] - 8
+        tight = router.decide(replace(call, max_tokens=reply))
+        assert tight.tier == "small"
+        trimmed = router.decide(replace(call, max_tokens=reply, overflow="trim"), pin="small")
+        assert trimmed.prompt_tokens == new["small"]
 
 
 def test_a_budget_of_the_call_goes_before_the_router_s(make_router: MakeRouter) -> None:

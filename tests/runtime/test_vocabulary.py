@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from family_factory import TierSpec, make_family
 from tiny_models import CHATML, write_tiny_gguf
 
-from tierwise.runtime.chat import Call, Message
+from tierwise.evaluation.texts import demonstration_tokens
+from tierwise.runtime.chat import Call, Message, Tool
 from tierwise.runtime.chat_template import ChatTemplate
 from tierwise.runtime.errors import (
     EngineClosedError,
@@ -46,6 +48,20 @@ def test_a_growing_conversation_has_the_tokens_of_its_whole_text(family: Family)
     for turns in range(1, len(TURNS) + 1, 2):
         call = Call((Message("system", "be brief"), *TURNS[:turns]))
         assert vocabulary.prompt(call) == expected(family, call)
+    vocabulary.close()
+
+
+def test_tiers_that_were_taught_tools_are_not_shown_how_to_call_them(family: Family) -> None:
+    vocabulary = Vocabulary(family)
+    call = Call(TURNS[:1], tools=(Tool("get_weather", "The weather.", {"type": "object"}),))
+    shown, plain = (vocabulary.prompt(call, taught_tools=taught) for taught in (False, True))
+    assert shown == expected(family, call)
+    with Model(family.path("large"), vocab_only=True) as model:
+        assert len(shown) - len(plain) == demonstration_tokens(model) > 50
+        template = ChatTemplate.of(model, demonstrates=False)
+        assert plain == tuple(model.tokenize(template.render(call)))
+    without = replace(call, tools=())
+    assert vocabulary.prompt(without) == vocabulary.prompt(without, taught_tools=True)
     vocabulary.close()
 
 
