@@ -64,18 +64,21 @@ def collect_outcomes(
     }
     blocks = list(_alternating(suites))
     total = sum(len(items) for _, items in blocks)
-    done = 0
+    done = left = 0
     for suite, items in blocks:
-        if ends is not None and time.monotonic() > ends:
-            break
+        over = ends is not None and time.monotonic() > ends
+        unknown: set[str] = set()
         for tier in tiers:
             missing = [one for one in items if one[0].id not in known[suite.name, tier.sha256]]
-            if missing:
+            if missing and over:
+                unknown |= {task.id for task, _ in missing}
+            elif missing:
                 _turn(suite, missing, tier, store, pool, reference=tiers[0])
                 if progress is not None:
                     progress(f"{suite.name}: {tier.name}", done / max(1, total))
         done += len(items)
-    return total - done
+        left += len(unknown)
+    return left
 
 
 def _alternating(suites: Sequence[Suite]) -> Iterator[tuple[Suite, list[Item]]]:

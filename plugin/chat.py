@@ -66,6 +66,20 @@ class ChatTierwise(RoutedModel, BaseChatModel):
         print(decision.table())
         return decision
 
+    def feedback(self, reply: BaseMessage | str, ok: bool) -> None:
+        """Says whether a reply was right: later calls are routed accordingly, and the decision
+        log keeps it.
+
+        Args:
+            reply: A message that this model gave, or the ``id`` in its ``response_metadata``.
+            ok: Whether it was right.
+
+        Raises:
+            ConfigError: It is no reply of this model, or of so long ago that it is not known.
+        """
+        answer_id = reply if isinstance(reply, str) else reply.response_metadata.get("id", "")
+        self.router.feedback(answer_id, ok)
+
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)
         params["ls_provider"] = "tierwise"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import shlex
 import sys
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,29 +16,34 @@ from typer.core import TyperGroup
 
 from tierwise import __version__
 from tierwise.plugin import build_options as options
+from tierwise.plugin.cli_options import (
+    AsJson,
+    BudgetMemory,
+    BudgetSeconds,
+    Folder,
+    MaxTokens,
+    Plot,
+    Quality,
+    State,
+    System,
+    Threads,
+    budget_of,
+    print_json,
+)
+from tierwise.plugin.routing_commands import calibrate, explain, replay
 from tierwise.runtime.errors import TierwiseError
 
 if TYPE_CHECKING:
-    from tierwise.routing.budget import Budget
     from tierwise.runtime.family import Family
 
 STOPPED_EXIT, ERROR_EXIT = 130, 2
-
-
-@dataclass(slots=True)
-class _State:
-    """What the command that runs has said about how it wants to fail."""
-
-    json: bool = False
-    debug: bool = False
-    when_stopped: str = "stopped"
 
 
 class _Commands(TyperGroup):
     """Turns errors into one clear line and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
-        ctx.obj = state = _State()
+        ctx.obj = state = State()
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # for terminals that have no "✓"
         try:
@@ -54,17 +58,13 @@ class _Commands(TyperGroup):
             raise typer.Exit(ERROR_EXIT) from error
 
 
-def _complain(state: _State, error: BaseException, message: str, prefix: str = "error: ") -> None:
+def _complain(state: State, error: BaseException, message: str, prefix: str = "error: ") -> None:
     if state.debug:
         traceback.print_exception(error)
     if state.json:
-        _print_json({"error": {"type": type(error).__name__, "message": message}})
+        print_json({"error": {"type": type(error).__name__, "message": message}})
     else:
         typer.echo(f"{prefix}{message}", err=True)
-
-
-def _print_json(document: Any) -> None:
-    typer.echo(json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False))
 
 
 app = typer.Typer(
@@ -77,12 +77,6 @@ app = typer.Typer(
     epilog="Errors exit with 2 and one line on stderr; with --json, as an object "
     '{"error": {"type", "message"}} on stdout. An interrupted command exits with 130.',
 )
-
-
-def _note_json(ctx: typer.Context, value: bool) -> bool:
-    if isinstance(ctx.obj, _State):
-        ctx.obj.json = value
-    return value
 
 
 def _show_version(value: bool) -> None:
@@ -102,41 +96,6 @@ def main(
     """One base model in, a measured family of GGUF tiers out, and the cheapest for each call."""
     del version
     ctx.obj.debug = debug
-
-
-# --- options that several commands share ----------------------------------------------------
-
-AsJson = Annotated[
-    bool, typer.Option("--json", callback=_note_json, help="Print one JSON document instead.")
-]
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The family's folder.")]
-Plot = Annotated[bool, typer.Option("--plot", help="Open its report, with plots, in the browser.")]
-Threads = Annotated[
-    int | None, typer.Option(min=1, help="For llama.cpp; all usable cores by default.")
-]
-BudgetSeconds = Annotated[
-    float | None, typer.Option(help="Most seconds for a call, loading included.")
-]
-BudgetMemory = Annotated[
-    str | None,
-    typer.Option(metavar="SIZE", help="Most memory for all loaded tiers, such as 500MB or 2GiB."),
-]
-Quality = Annotated[
-    float | None,
-    typer.Option(
-        help="Floor for a tier's chance of success, as a share of the best tier's: 1 always asks "
-        "for the best, 0 takes the cheapest; 0.9 by default."
-    ),
-]
-MaxTokens = Annotated[int | None, typer.Option(min=1, help="Longest reply, in tokens.")]
-System = Annotated[str, typer.Option(help="System prompt.")]
-
-
-def _budget(seconds: float | None, memory: str | None, quality: float | None) -> Budget:
-    from tierwise.routing.budget import Budget
-
-    given = {"seconds_per_call": seconds, "memory": memory, "quality": quality}
-    return Budget(**{name: value for name, value in given.items() if value is not None})
 
 
 # --- making families ------------------------------------------------------------------------
@@ -219,7 +178,7 @@ def _show_family(family: Family, as_json: bool, *, hint: bool = False) -> None:
 
     profiles = family_profiles(family)
     if as_json:
-        _print_json(family_json(family, profiles))
+        print_json(family_json(family, profiles))
         return
     console = make_console()
     print_family(console, family, profiles)
@@ -257,7 +216,7 @@ def list_families(
     places = paths or [Path()]
     found = find_families(places, verify=verify)
     if as_json:
-        _print_json(families_json(found))
+        print_json(families_json(found))
     elif found:
         make_console().print(families_table(found))
     else:
@@ -282,7 +241,7 @@ def show(folder: Folder, plot: Plot = False, as_json: AsJson = False) -> None:
     if plot:
         from tierwise.plugin.show_report import show_report
 
-        show_report(folder, as_json, _print_json)
+        show_report(folder, as_json, print_json)
         return
     from tierwise.runtime.family import Family
 
@@ -321,7 +280,7 @@ def run(
 
     replies = talk(
         folder,
-        _budget(budget_seconds, budget_memory, quality),
+        budget_of(budget_seconds, budget_memory, quality),
         prompt=prompt,
         tier=tier,
         max_tokens=max_tokens,
@@ -332,37 +291,11 @@ def run(
         silent=as_json,
     )
     if as_json:
-        _print_json({"family": str(folder), "replies": replies})
+        print_json({"family": str(folder), "replies": replies})
 
 
-@app.command()
-def explain(
-    folder: Folder,
-    prompt: Annotated[str, typer.Argument(help="The user's turn.")],
-    tools: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="JSON list of function definitions in OpenAI's form."),
-    ] = None,
-    budget_seconds: BudgetSeconds = None,
-    budget_memory: BudgetMemory = None,
-    quality: Quality = None,
-    max_tokens: MaxTokens = None,
-    system: System = "",
-    as_json: AsJson = False,
-) -> None:
-    """Show which tier would answer a call, and why; nothing is generated.
-
-    JSON: {"tier", "reason", "difficulty", "prompt_tokens", "forecasts": [{"tier", "success",
-    "seconds", "first_token_s", "memory_bytes", "new_tokens", "cold", "feasible", "verdict"}]}.
-    """
-    from tierwise.plugin.terminal_chat import decide
-
-    budget = _budget(budget_seconds, budget_memory, quality)
-    decision = decide(folder, prompt, budget, tools=tools, max_tokens=max_tokens, system=system)
-    if as_json:
-        _print_json(decision.to_json())
-    else:
-        typer.echo(decision.table())
+for _command in (explain, calibrate, replay):
+    app.command()(_command)
 
 
 # --- the machine ----------------------------------------------------------------------------
@@ -388,7 +321,7 @@ def doctor(
     findings = examine(folder)
     ok = all(finding.status != "fail" for finding in findings)
     if as_json:
-        _print_json({"ok": ok, "findings": [asdict(finding) for finding in findings]})
+        print_json({"ok": ok, "findings": [asdict(finding) for finding in findings]})
     else:
         make_console().print(findings_table(findings))
     if not ok:

@@ -54,6 +54,9 @@ class RoutedModel(BaseModel):
         kv_type: How keys and values are stored: "f16", or "q8_0" in about half the memory
             (`tierwise show` has what that costs). None for what each tier's record says, which
             is f16 but where a recipe said otherwise.
+        decision_log: SQLite file that takes note of every decision and what came of it, for
+            `tierwise replay`; None for none. Prompts are hashed.
+        log_text: Log calls and replies as they are, too.
         streaming: Stream inside ``invoke`` too, for callbacks that want tokens.
     """
 
@@ -76,9 +79,11 @@ class RoutedModel(BaseModel):
     api_key: SecretStr | None = Field(default=None, exclude=True)
     threads: int | None = Field(default=None, ge=1)
     kv_type: Literal["f16", "q8_0"] | None = None
+    decision_log: str | None = None
+    log_text: bool = False
     streaming: bool = False
 
-    @field_validator("family", mode="before")
+    @field_validator("family", "decision_log", mode="before")
     @classmethod
     def _folder(cls, value: Any) -> Any:
         if isinstance(value, Family):
@@ -92,7 +97,7 @@ class RoutedModel(BaseModel):
         """The router behind this model; loads the family (but no tier) on first use.
 
         Models over the same family share it, with the tiers that are loaded, if they agree on
-        ``tiers``, ``threads``, ``kv_type`` and the budget's memory.
+        ``tiers``, ``threads``, ``kv_type``, ``decision_log`` and the budget's memory.
         """
         if not self.family:
             raise ConfigError(
@@ -113,7 +118,13 @@ class RoutedModel(BaseModel):
     @property
     def _router_settings(self) -> RouterSettings:
         return RouterSettings(
-            self.family, self.budget.memory, self.threads, self.tiers, self.kv_type
+            self.family,
+            self.budget.memory,
+            self.threads,
+            self.tiers,
+            self.kv_type,
+            self.decision_log,
+            self.log_text,
         )
 
     def close(self) -> None:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import threading
 import weakref
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tierwise.routing.budget import Budget
+from tierwise.routing.calibration_store import FOUND, calibration_of
+from tierwise.routing.decision_log import DecisionLog
 from tierwise.routing.router import Router
 from tierwise.runtime.context import KVType
 from tierwise.runtime.family import MANIFEST, Family
@@ -29,6 +32,8 @@ class RouterSettings:
         threads: For llama.cpp.
         tiers: Those that may be used; None for all.
         kv_type: How keys and values are stored; None for what each tier's record says.
+        log: File of the decision log; None for none.
+        log_text: Whether that holds calls and replies as well.
     """
 
     family: str
@@ -36,13 +41,16 @@ class RouterSettings:
     threads: int | None = None
     tiers: tuple[str, ...] | None = None
     kv_type: KVType | None = None
+    log: str | None = None
+    log_text: bool = False
 
 
 @dataclass(eq=False)
 class _Shared:
     settings: RouterSettings
-    stamp: tuple[int, int]
-    """Of the manifest when it was read: a family that was built anew is another one."""
+    stamp: tuple[int, int, int]
+    """Of manifest and calibration when they were read: a family that was built or calibrated
+    anew is another one."""
     router: Router
     users: set[int] = field(default_factory=set)
 
@@ -88,7 +96,7 @@ def release(user: object) -> None:
     """Ends a user's use. The last one unloads all tiers. Safe to call twice."""
     unused = _forget(id(user))
     if unused is not None:
-        unused.pool.close()
+        unused.close()
 
 
 def _forget(user: int) -> Router | None:
@@ -108,14 +116,17 @@ def _forget(user: int) -> Router | None:
         return shared.router
 
 
-def _stamp(folder: str) -> tuple[int, int]:
+def _stamp(folder: str) -> tuple[int, int, int]:
     path = Path(folder).expanduser()
     manifest = path if path.name == MANIFEST else path / MANIFEST
+    calibrated = 0
+    with suppress(OSError):
+        calibrated = (manifest.parent / FOUND).stat().st_mtime_ns
     try:
         status = manifest.stat()
     except OSError:
-        return 0, 0  # loading the family says what is wrong
-    return status.st_mtime_ns, status.st_ino
+        return 0, 0, 0  # loading the family says what is wrong
+    return status.st_mtime_ns, status.st_ino, calibrated
 
 
 def _open(settings: RouterSettings) -> Router:
@@ -127,4 +138,8 @@ def _open(settings: RouterSettings) -> Router:
         kv_type=settings.kv_type,
     )
     budget = Budget(memory=settings.memory_bytes)
-    return Router(family, pool, budget, tiers=settings.tiers)
+    calibration = calibration_of(family)
+    log = None
+    if settings.log is not None:
+        log = DecisionLog(Path(settings.log).expanduser(), text=settings.log_text)
+    return Router(family, pool, budget, tiers=settings.tiers, calibration=calibration, log=log)

@@ -15,6 +15,7 @@ from rich.console import Console
 from tierwise.plugin.rendering import make_console, say
 from tierwise.routing.answer import Answer
 from tierwise.routing.budget import Budget
+from tierwise.routing.calibration_store import calibration_of
 from tierwise.routing.cascade import stream_answer
 from tierwise.routing.decision import Decision
 from tierwise.routing.router import Router
@@ -240,7 +241,7 @@ def talk(
     show = _nowhere if silent else write
     with Pool(family, memory_bytes=budget.memory, threads=threads, kv_type=kv_type) as pool:
         conversation = Conversation(
-            Router(family, pool, budget),
+            Router(family, pool, budget, calibration=calibration_of(family)),
             system=system,
             sampling=Sampling(temperature=temperature),
             max_tokens=max_tokens,
@@ -283,7 +284,8 @@ def decide(
         max_tokens=max_tokens,
     )
     with Pool(family, memory_bytes=budget.memory) as pool:
-        return Router(family, pool, budget).decide(call)
+        router = Router(family, pool, budget, calibration=calibration_of(family))
+        return router.decide(call)
 
 
 def _opening(system: str) -> tuple[Message, ...]:

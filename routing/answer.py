@@ -22,6 +22,8 @@ class Attempt:
     """Of the seconds, those in which the tier was loaded."""
     events: tuple[str, ...] = ()
     """What the pool did for it: tiers loaded and unloaded."""
+    doubt: str = ""
+    """Why a better tier was to be asked all the same; "" for no cause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +31,13 @@ class Answer:
     """The reply that stands, and how it came about."""
 
     attempts: tuple[Attempt, ...]
+    id: str = ""
+    """By which feedback names it, and the decision log."""
 
     @property
     def final(self) -> Attempt:
-        """The last attempt without a problem, or the last of all."""
-        good = [attempt for attempt in self.attempts if not attempt.problem]
+        """The last attempt without a problem or doubt, or the last of all."""
+        good = [one for one in self.attempts if not (one.problem or one.doubt)]
         return (good or self.attempts)[-1]
 
     @property
@@ -55,6 +59,7 @@ class Answer:
         final = self.final
         forecast = final.decision.forecast
         return {
+            "id": self.id,
             "tier": final.decision.tier,
             "reason": final.decision.reason,
             "predicted_s": round(forecast.seconds, 4),
@@ -68,6 +73,7 @@ class Answer:
                     "predicted_s": round(attempt.decision.forecast.seconds, 4),
                     "actual_s": round(attempt.seconds, 4),
                     "problem": attempt.problem,
+                    "doubt": attempt.doubt,
                     "events": list(attempt.events),
                 }
                 for attempt in self.attempts

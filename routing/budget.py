@@ -20,6 +20,9 @@ class Budget(BaseModel):
         reply_tokens: Longest reply.
         quality: Floor for a tier's chance of success, as a share of the best tier's chance on
             the same call. 1.0 always asks for the best, 0.0 takes the cheapest.
+        guarantee: Confidence with which ``quality`` is to hold, such as 0.95, as a share of the
+            best tier's successes over many calls; for families that are calibrated. Where too
+            little is known to promise it, the best tier answers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,6 +32,7 @@ class Budget(BaseModel):
     seconds_to_first_token: float | None = Field(default=None, gt=0)
     reply_tokens: int | None = Field(default=None, ge=1)
     quality: float = Field(default=0.9, ge=0, le=1)
+    guarantee: float | None = Field(default=None, gt=0, lt=1)
 
     def __init__(self, **values: Any) -> None:
         try:

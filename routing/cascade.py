@@ -13,6 +13,7 @@ import asyncio
 import logging
 import math
 import time
+import uuid
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -20,7 +21,8 @@ from dataclasses import replace
 from tierwise.routing.answer import Answer, Attempt
 from tierwise.routing.budget import Budget
 from tierwise.routing.decision import Decision
-from tierwise.routing.router import Router, context_needed
+from tierwise.routing.prompts import context_needed
+from tierwise.routing.router import Router
 from tierwise.routing.verify import is_new, verify
 from tierwise.runtime.chat import Call, Reply
 from tierwise.runtime.errors import (
@@ -146,6 +148,7 @@ class _Cascade:
         if (most := self.budget.reply_tokens) is not None:
             call = replace(call, max_tokens=min(call.max_tokens or most, most))
         self.call = call
+        self._id = uuid.uuid4().hex
         self._began = time.monotonic()
         self._deadline = None if call.timeout_s is None else self._began + call.timeout_s
         self._done: list[_Try] = []
@@ -161,7 +164,7 @@ class _Cascade:
         if not self._done:
             return _Try(self, self._decide(None))
         last = self._done[-1]
-        if last.may_be_given_up and last.outcome.problem:
+        if last.may_be_given_up and (last.outcome.problem or last.outcome.doubt):
             try:
                 return _Try(self, self._decide(last))
             except NoFeasibleTierError:
@@ -195,7 +198,8 @@ class _Cascade:
             details = "; ".join(f"{name}: {why}" for name, why in self._unreachable.items())
             raise NoFeasibleTierError(f"{error} Out of reach: {details}") from error
         if last:
-            reason = f"escalated from {above}: {last.outcome.problem}"
+            why = last.outcome.problem or last.outcome.doubt
+            reason = f"escalated from {above}: {why}"
             decision = replace(decision, reason=reason)
         return decision
 
@@ -224,7 +228,7 @@ class _Cascade:
         return result
 
     def _answer(self) -> Answer:
-        return Answer(tuple(attempt.outcome for attempt in self._done))
+        return Answer(tuple(attempt.outcome for attempt in self._done), self._id)
 
     @property
     def left_s(self) -> float:
@@ -311,8 +315,12 @@ class _Try:
     def finish(self, reply: Reply) -> None:
         """Verifies the whole reply."""
         seconds = time.perf_counter() - self._began
-        problem = verify(self.call, reply)
-        self.outcome = Attempt(self.decision, reply, seconds, problem, self._load_s, self._events)
+        problem, doubt = verify(self.call, reply), ""
+        if not problem and self.may_be_given_up:
+            doubt = self._router.doubt(self.decision, reply, self._cascade.budget)
+        self.outcome = Attempt(
+            self.decision, reply, seconds, problem, self._load_s, self._events, doubt
+        )
         self._cascade.finished(self)
 
 

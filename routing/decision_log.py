@@ -14,7 +14,6 @@ import queue
 import sqlite3
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -87,9 +86,8 @@ class DecisionLog:
         self._lock = threading.Lock()
         self._closed = False
 
-    def add(self, call: Call, answer: Answer) -> str:
-        """Takes note of an answer; returns the id that feedback names. Never waits or raises."""
-        row_id = uuid.uuid4().hex
+    def add(self, call: Call, answer: Answer) -> None:
+        """Takes note of an answer. Never waits or raises."""
         decision = answer.final.decision
         prompt = b"".join(token.to_bytes(4, "little") for token in decision.prompt)
         # What is not JSON in a call (bytes of a picture, say) is told as text.
@@ -101,7 +99,7 @@ class DecisionLog:
         self._put(
             "INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?, ?, ?, ?, NULL)",
             (
-                row_id,
+                answer.id,
                 time.time(),
                 hashlib.sha256(prompt).hexdigest(),
                 decision.tier,
@@ -109,7 +107,6 @@ class DecisionLog:
                 *kept,
             ),
         )
-        return row_id
 
     def feedback(self, row_id: str, ok: bool) -> None:
         """Whether the reply was right. Never waits or raises."""

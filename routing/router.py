@@ -7,15 +7,20 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
+from tierwise.routing.adaptation import Adaptation
 from tierwise.routing.answer import Answer
 from tierwise.routing.budget import Budget
+from tierwise.routing.calibration import Calibration
 from tierwise.routing.cost import CostModel
 from tierwise.routing.decision import Decision, Forecast
+from tierwise.routing.decision_log import DecisionLog
 from tierwise.routing.difficulty import DifficultyEstimator, structural_difficulty
 from tierwise.routing.policy import Policy, feasible_first, over_time
+from tierwise.routing.prompts import context_needed, reply_limit, write_prompts
 from tierwise.routing.success import SuccessModel, by_quality
-from tierwise.runtime.chat import Call
+from tierwise.runtime.chat import Call, Reply
 from tierwise.runtime.errors import (
     ConfigError,
     ContextOverflowError,
@@ -27,16 +32,11 @@ from tierwise.runtime.lease import ResidentTier
 from tierwise.runtime.pool import Pool
 from tierwise.runtime.profile import Profile, family_profiles
 from tierwise.runtime.resources import ResourceProbe, Resources, recent_probe
-from tierwise.runtime.trim import trim
 
-DEFAULT_REPLY_ROOM = 1024
-"""Tokens of context kept free for a reply of unknown length."""
+_REMEMBERED = 1024
+"""Conversations, and answers that feedback may be given to."""
 
-_REMEMBERED_CONVERSATIONS = 1024
-
-
-Prompts = Mapping[bool, tuple[int, ...]]
-"""A call's prompt in tokens, by whether tiers call tools without being shown how."""
+T = TypeVar("T")
 
 
 class Router:
@@ -51,6 +51,9 @@ class Router:
         probe: What the machine has now, or had a moment ago.
         profiles: Speed by tier name, instead of what was measured on this machine.
         tiers: Names of the tiers that may be used; all by default.
+        calibration: Of this family: chances of success, instead of those that its own
+            measurements and ``difficulty`` make likely.
+        log: Takes note of every answer; `close` closes it.
 
     Raises:
         ConfigError: ``tiers`` is empty or names a tier that the family has not.
@@ -67,6 +70,8 @@ class Router:
         probe: ResourceProbe = recent_probe,
         profiles: Mapping[str, Profile] | None = None,
         tiers: Iterable[str] | None = None,
+        calibration: Calibration | None = None,
+        log: DecisionLog | None = None,
     ) -> None:
         self.family = family
         self.pool = pool
@@ -76,12 +81,19 @@ class Router:
         self._probe = probe
         self.cost = CostModel({**family_profiles(family), **(profiles or {})})
         self._success = SuccessModel(family)
+        self.calibration = calibration
+        self.adaptation = Adaptation(calibration)
         enabled = None if tiers is None else {family.tier(name).name for name in tiers}
-        self.tiers = tuple(t for t in by_quality(family) if enabled is None or t.name in enabled)
+        ordered = by_quality(family)
+        if calibration is not None:
+            ordered = calibration.ordered(ordered)
+        self.tiers = tuple(t for t in ordered if enabled is None or t.name in enabled)
         if not self.tiers:
             raise ConfigError("tiers=[] leaves no tier to route to; leave it out to use all")
         self._lock = threading.Lock()
         self._current: OrderedDict[str, str] = OrderedDict()
+        self._answers: OrderedDict[str, Forecast] = OrderedDict()
+        self._log = log
 
     def decide(
         self,
@@ -111,7 +123,8 @@ class Router:
         budget = budget or self.budget
         resources = self._probe()
         excluded = self._excluded(above, without, pin)
-        prompts, trimmed = self._prompts(call, budget, excluded)
+        usable = [tier for tier in self.tiers if tier.name not in excluded] or self.tiers
+        prompts, trimmed = write_prompts(self.pool, call, budget, tiers=self.tiers, usable=usable)
         longest = max(self.tiers, key=lambda tier: tier.context_tokens)
         prompt = min(prompts.values(), key=len)
         room = context_needed(call, len(prompt), budget, longest)
@@ -124,7 +137,12 @@ class Router:
                 "max_tokens."
             )
         difficulty = self._difficulty(call)
-        success = self._success(difficulty)
+        success = dict(self._success(difficulty))
+        if self.calibration is not None:
+            success |= self.calibration.success(call, prompt)
+            self.adaptation.seen(success)
+        success = self.adaptation.corrected(success)
+        budget = self._granted(budget)
         resident = self.pool.resident()
         forecasts = [
             self._forecast(
@@ -149,6 +167,64 @@ class Router:
             name, reason, difficulty, len(prompt), tuple(forecasts_), prompt=prompt, call=trimmed
         )
 
+    def _granted(self, budget: Budget) -> Budget:
+        """The budget with the quality to route with, where it asks for a guarantee."""
+        if budget.guarantee is None or not 0 < budget.quality < 1:
+            return budget
+        if self.calibration is None:
+            raise ConfigError(
+                f"guarantee={budget.guarantee} cannot be given: {str(self.family.folder)!r} is not "
+                "calibrated. Run tierwise calibrate, or leave it out."
+            )
+        promise = self.adaptation.kept(self.calibration.promise(budget.quality, budget.guarantee))
+        quality = 1.0 if promise.threshold is None else promise.threshold
+        return budget.model_copy(update={"quality": quality})
+
+    def doubt(self, decision: Decision, reply: Reply, budget: Budget) -> str:
+        """Why a better tier should be asked after this reply, in English; "" for no cause.
+
+        By how sure the tier was of its tokens, the reply may now be less likely to be right than
+        the budget's quality asks of the best tier that could still answer.
+        """
+        if self.calibration is None or not self.calibration.verdict.route:
+            return ""
+        own = decision.forecast
+        chance = self.calibration.after(own.tier, own.success, reply.margins)
+        better = {tier.name for tier in self.better_than(own.tier)}
+        best = max(
+            (f.success for f in decision.forecasts if f.tier in better and f.memory_bytes),
+            default=0.0,
+        )
+        floor = self._granted(budget).quality * best
+        if chance is None or chance >= floor:
+            return ""
+        return (
+            f"by how sure it was, it is right with a chance of {chance:.0%}, and {floor:.0%} are "
+            "wanted"
+        )
+
+    def feedback(self, answer_id: str, ok: bool) -> None:
+        """What a user says of a reply: later calls are forecast accordingly, and it is logged.
+
+        Args:
+            answer_id: As of `Answer`.
+            ok: Whether the reply was right.
+
+        Raises:
+            ConfigError: It is none of the latest answers of this router, and there is no log.
+        """
+        with self._lock:
+            forecast = self._answers.pop(answer_id, None)
+        if forecast is not None:
+            self.adaptation.observe(forecast.tier, forecast.success, ok)
+        elif self._log is None:
+            raise ConfigError(
+                f"no reply {answer_id!r} is known here: give the id that its response_metadata "
+                f"has, once, among the latest {_REMEMBERED} replies of this process"
+            )
+        if self._log is not None:
+            self._log.feedback(answer_id, ok)
+
     def explain(self, call: Call, *, budget: Budget | None = None) -> Decision:
         """Prints every tier with forecast and verdict, and returns the decision."""
         decision = self.decide(call, budget=budget)
@@ -156,56 +232,35 @@ class Router:
         return decision
 
     def learn(self, call: Call, answer: Answer) -> None:
-        """Remembers which tier answered, and what every attempt took."""
+        """Remembers which tier answered, and what every attempt took; writes the log."""
         for attempt in answer.attempts:
+            forecast = attempt.decision.forecast
+            self.adaptation.verified(forecast.tier, forecast.success, problem=bool(attempt.problem))
             self.cost.observe(
                 attempt.decision.tier,
                 call,
                 attempt.reply.usage,
                 attempt.seconds,
-                attempt.decision.forecast.seconds,
+                forecast.seconds,
                 attempt.load_s,
             )
-        tier = answer.final.decision.tier
+        final = answer.final.decision
         with self._lock:
-            key = _conversation(call)
-            self._current[key] = tier
-            self._current.move_to_end(key)
-            while len(self._current) > _REMEMBERED_CONVERSATIONS:
-                self._current.popitem(last=False)
+            _remember(self._current, _conversation(call), final.tier)
+            _remember(self._answers, answer.id, final.forecast)
+        if self._log is not None:
+            self._log.add(call, answer)
+
+    def close(self) -> None:
+        """Unloads all tiers and closes the log. Safe to call twice."""
+        self.pool.close()
+        if self._log is not None:
+            self._log.close()
 
     def better_than(self, tier: str) -> tuple[Tier, ...]:
         """The enabled tiers of better quality, the nearest first."""
         names = [t.name for t in self.tiers]
         return self.tiers[names.index(tier) + 1 :] if tier in names else ()
-
-    def _prompts(
-        self, call: Call, budget: Budget, excluded: Mapping[str, str]
-    ) -> tuple[Prompts, Call | None]:
-        """The prompts in tokens, and the call that they are of where that had to be trimmed."""
-        prompts = self._written(call)
-        if call.overflow == "error":
-            return prompts, None
-        tiers = [tier for tier in self.tiers if tier.name not in excluded] or self.tiers
-        context = max(tier.context_tokens for tier in tiers)
-        reply = _reply_limit(call, budget)
-        if reply is None:
-            reply = min(DEFAULT_REPLY_ROOM, context // 4)
-        room = context - reply
-        kinds = {tier.taught_tools for tier in tiers}
-
-        def longest(some: Prompts) -> int:
-            return max(len(some[kind]) for kind in kinds)
-
-        if longest(prompts) <= room:
-            return prompts, None
-        shorter = trim(call, lambda some: longest(self._written(some)), room)
-        return (prompts, None) if shorter is call else (self._written(shorter), shorter)
-
-    def _written(self, call: Call) -> Prompts:
-        """By whether tiers were taught tools; of one kind if all are of it."""
-        kinds = {tier.taught_tools for tier in self.tiers}
-        return {taught: self.pool.prompt(call, taught_tools=taught) for taught in kinds}
 
     def _excluded(
         self, above: str | None, without: Iterable[str], pin: str | None
@@ -240,7 +295,7 @@ class Router:
         cost = self.cost.cost(
             tier.name,
             new,
-            self.cost.reply(call, _reply_limit(call, budget)),
+            self.cost.reply(call, reply_limit(call, budget)),
             cold=cold,
             waiting=resident.leases if resident else 0,
         )
@@ -279,22 +334,11 @@ class Router:
         return pin, f"{pin} was asked for by name", tuple(forecasts)
 
 
-def context_needed(call: Call, prompt_tokens: int, budget: Budget, tier: Tier) -> int:
-    """Context tokens that a call needs: its prompt and room for the reply.
-
-    A reply of unknown length gets `DEFAULT_REPLY_ROOM`, or what the model has left.
-    """
-    limit = _reply_limit(call, budget)
-    if limit is not None:
-        return prompt_tokens + limit
-    left = tier.context_tokens - prompt_tokens
-    return prompt_tokens + max(1, min(DEFAULT_REPLY_ROOM, left))
-
-
-def _reply_limit(call: Call, budget: Budget) -> int | None:
-    """Tokens that the reply may have at most; None if nobody said."""
-    limits = [x for x in (call.max_tokens, budget.reply_tokens) if x is not None]
-    return min(limits, default=None)
+def _remember(known: OrderedDict[str, T], key: str, value: T) -> None:
+    known[key] = value
+    known.move_to_end(key)
+    while len(known) > _REMEMBERED:
+        known.popitem(last=False)
 
 
 def _conversation(call: Call) -> str:

@@ -38,6 +38,7 @@ PUBLIC = [
     "ModelAdapter",
     "Resources",
     "Router",
+    "TierRoutingMiddleware",
     "TierwiseError",
     "TierwiseLLM",
     "adapt_model",

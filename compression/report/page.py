@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from tierwise.compression.report.style import STYLE
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
 """Should a text ever get past the escaping: nothing it names would be fetched or run."""
 
 _PAGE = """<!DOCTYPE html>
@@ -225,4 +225,4 @@ def render_page(view: dict[str, Any]) -> str:
         view: What the templates name. Plain text is escaped; drawings are `Markup`.
     """
     page = _environment().get_template("page")
-    return page.render(**view, style=Markup(STYLE), policy=_POLICY)
+    return page.render(**view, style=Markup(STYLE), policy=POLICY)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tierwise.compression.recipe import BuildConfig as BuildConfig
     from tierwise.plugin.chat import ChatTierwise as ChatTierwise
     from tierwise.plugin.llm import TierwiseLLM as TierwiseLLM
+    from tierwise.plugin.middleware import TierRoutingMiddleware as TierRoutingMiddleware
     from tierwise.routing.budget import Budget as Budget
     from tierwise.routing.decision import Decision as Decision
     from tierwise.routing.router import Router as Router
@@ -34,6 +35,7 @@ _EXPORTS = {
     "ModelAdapter": "tierwise.compression.adapter.adapter",
     "Resources": "tierwise.runtime.resources",
     "Router": "tierwise.routing.router",
+    "TierRoutingMiddleware": "tierwise.plugin.middleware",
     "TierwiseError": "tierwise.runtime.errors",
     "TierwiseLLM": "tierwise.plugin.llm",
     "adapt_model": "tierwise.compression.adapter.adapter",
@@ -53,6 +55,7 @@ __all__ = [
     "ModelAdapter",
     "Resources",
     "Router",
+    "TierRoutingMiddleware",
     "TierwiseError",
     "TierwiseLLM",
     "adapt_model",

@@ -30,7 +30,9 @@ from tierwise.plugin.rendering import RichReporter, family_json, family_table, m
 from tierwise.runtime.family import Family
 from tierwise.runtime.profile import family_profiles
 
-COMMANDS = ["build", "adopt", "list", "show", "run", "explain", "doctor"]
+COMMANDS = [
+    "build", "adopt", "list", "show", "run", "explain", "calibrate", "replay", "doctor"
+]  # fmt: skip
 PYTHON = [sys.executable, "-m", "tierwise.plugin.cli"]
 RECIPE = """
 calibration_tokens: 256

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+import uuid
 from pathlib import Path
 
 import pytest
@@ -42,20 +43,23 @@ FORECASTS = (forecast("small", 0.6, 1.0, 100), forecast("large", 0.9, 3.0, 400))
 
 def answered(tier: str = "large", forecasts: tuple[Forecast, ...] = FORECASTS) -> Answer:
     decision = Decision(tier, "because", 0.5, 3, forecasts, prompt=(1, 2, 3))
-    return Answer((Attempt(decision, Reply("also secret"), 0.5, ""),))
+    attempt = Attempt(decision, Reply("also secret"), 0.5, "")
+    return Answer((attempt,), uuid.uuid4().hex)
 
 
 def test_rows_hold_numbers_and_hashes_but_no_text(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "log.sqlite"
     with DecisionLog(path) as log:
-        first, second = log.add(CALL, answered()), log.add(CALL, answered("small"))
-        log.feedback(first, ok=True)
-        log.feedback(second, ok=False)
+        first, second = answered(), answered("small")
+        log.add(CALL, first)
+        log.add(CALL, second)
+        log.feedback(first.id, ok=True)
+        log.feedback(second.id, ok=False)
     rows = list(read_log(path))
-    assert [row.id for row in rows] == [first, second]
+    assert [row.id for row in rows] == [first.id, second.id]
     assert [(row.tier, row.feedback) for row in rows] == [("large", True), ("small", False)]
     assert rows[0].prompt_sha256 == rows[1].prompt_sha256 and rows[0].call is None
-    assert rows[0].answer == json.loads(json.dumps(answered().to_json()))
+    assert rows[0].answer == json.loads(json.dumps(first.to_json()))
     assert all(b"secret" not in file.read_bytes() for file in path.parent.iterdir())
     assert log.dropped == 0
 

@@ -1,0 +1,27 @@
+"""A calibration as a terminal shows it."""
+
+from __future__ import annotations
+
+from tierwise.routing.calibration import Calibration
+
+_NAMES = {
+    "structural_prior": "the family's own measurements",
+    "ridge_gain": "ridge regression on gains",
+    "logistic": "logistic regression",
+    "guarded_knn": "neighbours",
+}
+
+
+def calibration_text(found: Calibration) -> str:
+    """What was asked, how honest the chances are tier by tier, and the verdict with its table."""
+    asked = ", ".join(f"{count} of {suite}" for suite, count in found.suites.items())
+    lines = [f"{sum(found.suites.values())} calls that every tier answered: {asked}", ""]
+    lines.append(f"{'tier':<24}{'right':>8}{'Brier score (95 %)':>26}{'calibration error':>26}")
+    for name, mean in zip(found.tiers, found.means.tolist(), strict=True):
+        row = f"{name:<24}{mean:>8.1%}"
+        if (held := found.reliability.get(name)) is not None:
+            row += f"{held.brier!s:>26}{held.ece_mass!s:>26}"
+        lines.append(row)
+    learned = _NAMES.get(found.estimator, found.estimator)
+    lines += ["", f"chances of success by {learned}", "", str(found.verdict)]
+    return "\n".join(lines)

@@ -1,0 +1,142 @@
+"""Commands about routing: why a tier is chosen, calibration, and logs under another budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tierwise.plugin.cli_options import (
+    AsJson,
+    BudgetMemory,
+    BudgetSeconds,
+    Folder,
+    MaxTokens,
+    Quality,
+    System,
+    budget_of,
+    print_json,
+)
+
+
+def explain(
+    folder: Folder,
+    prompt: Annotated[str, typer.Argument(help="The user's turn.")],
+    tools: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON list of function definitions in OpenAI's form."),
+    ] = None,
+    budget_seconds: BudgetSeconds = None,
+    budget_memory: BudgetMemory = None,
+    quality: Quality = None,
+    max_tokens: MaxTokens = None,
+    system: System = "",
+    as_json: AsJson = False,
+) -> None:
+    """Show which tier would answer a call, and why; nothing is generated.
+
+    JSON: {"tier", "reason", "difficulty", "prompt_tokens", "forecasts": [{"tier", "success",
+    "seconds", "first_token_s", "memory_bytes", "new_tokens", "cold", "feasible", "verdict"}]}.
+    """
+    from tierwise.plugin.terminal_chat import decide
+
+    budget = budget_of(budget_seconds, budget_memory, quality)
+    decision = decide(folder, prompt, budget, tools=tools, max_tokens=max_tokens, system=system)
+    if as_json:
+        print_json(decision.to_json())
+    else:
+        typer.echo(decision.table())
+
+
+def calibrate(
+    ctx: typer.Context,
+    folder: Folder,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:N]",
+            help="What to ask: tools, bfcl-simple_python, bfcl-multiple, bfcl-parallel or "
+            "bfcl-irrelevance, the first N of it; tools by default. Can be given several times.",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="JSONL of your own prompts, with what is right."),
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="Stop asking after so many; go on another time.")
+    ] = None,
+    quality: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the best tier's quality to be kept.")
+    ] = 0.9,
+    export: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write all outcomes, .csv or .parquet.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of tasks and splits.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Learn from a family's own answers when its cheap tiers will do, and whether routing pays.
+
+    Every tier answers every prompt; what is known is not asked again. From then on ChatTierwise
+    goes by what was learned, or by the best fixed tier, where routing is not shown to pay.
+
+    JSON: {"tiers", "sha256", "estimator", "areas", "means", "verified", "floor", "suites",
+    "verdict", "reliability", "unasked", "report"}.
+    """
+    ctx.obj.when_stopped = "stopped; what was asked is kept, and the same command goes on"
+    from tierwise.evaluation.outcomes import OUTCOMES, OutcomeStore
+    from tierwise.evaluation.suites import load_suite, own_suite
+    from tierwise.plugin.calibration_report import write_calibration_report
+    from tierwise.plugin.calibration_text import calibration_text
+    from tierwise.plugin.rendering import RichReporter
+    from tierwise.routing.calibrate import calibrate_family
+    from tierwise.routing.calibration_store import calibration_json
+    from tierwise.runtime.family import Family
+
+    family = Family.load(folder)
+    names = suite or ([] if data else ["tools"])
+    suites = [load_suite(name, seed=seed) for name in names]
+    suites += [own_suite(data, seed=seed)] if data else []
+    with RichReporter().stage("Asking every tier") as progress:
+        found, unasked = calibrate_family(
+            family, suites, minutes=minutes, floor=quality, seed=seed, progress=progress
+        )
+    report = write_calibration_report(family, found)
+    if export is not None:
+        with OutcomeStore(family.folder / OUTCOMES) as store:
+            store.export(export)
+    if as_json:
+        print_json({**calibration_json(found), "unasked": unasked, "report": str(report)})
+        return
+    typer.echo(calibration_text(found))
+    typer.echo(f"\n{report}")
+    if unasked:
+        typer.echo(f"{unasked} prompts are left to ask; the same command goes on")
+
+
+def replay(
+    log: Annotated[Path, typer.Argument(metavar="LOG", help="A decision log.")],
+    budget_seconds: BudgetSeconds = None,
+    budget_memory: BudgetMemory = None,
+    quality: Quality = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what would have been decided under another budget; nothing is generated.
+
+    JSON: {"calls", "changed", "refused", "seconds": {"then", "now"}, "success", "tiers"}.
+    """
+    from tierwise.routing.decision_log import read_log
+    from tierwise.routing.replay import replay as replayed
+
+    found = replayed(read_log(log), budget_of(budget_seconds, budget_memory, quality)).to_json()
+    if as_json:
+        print_json(found)
+        return
+    typer.echo(f"{found['calls']} calls, {found['changed']} of them to another tier")
+    for name, unit in (("seconds", "s"), ("success", "")):
+        typer.echo(f"{name:<10}{found[name]['then']:>10} {unit} then{found[name]['now']:>10} now")
+    tiers = found["tiers"]
+    for tier in dict.fromkeys((*tiers["then"], *tiers["now"])):
+        then, now = tiers["then"].get(tier, 0), tiers["now"].get(tier, 0)
+        typer.echo(f"{tier:<20}{then:>6} then{now:>6} now")

@@ -1,0 +1,102 @@
+"""Families with outcomes of which it is known what they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from family_factory import TierSpec, make_family
+from tiny_models import write_tiny_gguf
+
+from tierwise.evaluation.outcomes import KnownTask, OutcomeStore, TierOutcome
+from tierwise.routing.calibration import Calibration, fit_calibration
+from tierwise.routing.labelled import Labelled, labelled
+from tierwise.runtime.chat import Call, Message
+from tierwise.runtime.family import Family
+from tierwise.runtime.message_json import call_to_json
+from tierwise.runtime.profile import family_profiles
+from tierwise.runtime.resources import Resources
+
+PLENTY = Resources(available_bytes=4 * 2**30, total_bytes=8 * 2**30, threads=1)
+EASY, HARD = ("name", "list", "show", "find"), ("prove", "derive", "integrate", "optimise")
+PLACES = ("Oslo", "Rome", "Lima", "Cairo", "Quito", "Hanoi", "Turin", "Accra", "Porto", "Delhi")
+
+Right = Callable[[bool, float], tuple[bool, bool]]
+"""Whether the small and the large tier are right, of a call that is hard or not, and a chance."""
+
+
+def by_kind(hard: bool, chance: float) -> tuple[bool, bool]:
+    """The small tier can do what is easy."""
+    return (not hard) ^ (chance < 0.05), chance < 0.93
+
+
+def by_chance(hard: bool, chance: float) -> tuple[bool, bool]:
+    return chance < 0.6, 0.2 < chance < 0.9
+
+
+def two_tiers(folder: Path) -> Family:
+    """Of one and three layers, the larger four times as slow."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [write_tiny_gguf(folder / f"{n}.gguf", layers=n, context=2048) for n in (1, 3)]
+    specs = [
+        TierSpec("small", files[0], kl=0.2, prefill=4000, decode=400),
+        TierSpec("large", files[1], kl=0.0, prefill=1000, decode=100),
+    ]
+    return make_family(folder / "family", specs)
+
+
+def request(number: int, hard: bool) -> str:
+    verb = (HARD if hard else EASY)[number // 2 % 4]
+    return f"{verb} what {PLACES[number % 10]} and {PLACES[number // 10 % 10]} share, part {number}"
+
+
+def fill(
+    family: Family, right: Right, count: int = 640, *, copies: int = 1, sure: bool = False
+) -> None:
+    """Outcomes of both tiers on calls of which every second one is hard.
+
+    Args:
+        copies: Of every prompt.
+        sure: Whether tiers are surer of what is right.
+    """
+    rng = np.random.default_rng(3)
+    tasks, outcomes = [], []
+    for number in range(count):
+        hard, chance = bool(number % 2), float(rng.random())
+        call = Call((Message("user", request(number // copies, hard)),), max_tokens=40)
+        tasks.append(KnownTask("made", str(number), str(number // copies), call_to_json(call)))
+        for tier, passed in zip(family.tiers, right(hard, chance), strict=True):
+            outcomes.append(
+                TierOutcome(
+                    suite="made",
+                    task=str(number),
+                    tier=tier.sha256,
+                    passed=passed,
+                    seconds=None,
+                    joules=None,
+                    prompt_tokens=30,
+                    cached_tokens=0,
+                    completion_tokens=20,
+                    forced_tokens=0,
+                    margins=(0.9 if passed else 0.2, 1.0) if sure else (1.0,),
+                    reply={"text": "x"},
+                )
+            )
+    with OutcomeStore(family.folder / "outcomes.sqlite") as store:
+        store.add(tasks, outcomes)
+
+
+def data_of(family: Family) -> Labelled:
+    with OutcomeStore(family.folder / "outcomes.sqlite") as store:
+        return labelled(store, family.tiers, family_profiles(family))
+
+
+def calibrated(family: Family, right: Right, count: int = 640, **options: Any) -> Calibration:
+    fill(family, right, count, **options)
+    return fit_calibration(data_of(family), family, family.tiers)
+
+
+def ask(hard: bool) -> Call:
+    return Call((Message("user", request(702, hard)),), max_tokens=40)

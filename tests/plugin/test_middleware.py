@@ -1,0 +1,172 @@
+"""`TierRoutingMiddleware` in real agents: budgets of runs, failing tools, other middleware."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from family_factory import TierSpec, make_family
+from langchain.agents import create_agent
+from langchain.agents.middleware import ModelFallbackMiddleware, ModelRetryMiddleware
+from langchain_core.language_models.fake_chat_models import FakeListChatModel
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
+from langchain_core.tools import ToolException, tool
+from scripted_model import write_scripted_gguf
+
+from tierwise import Budget, ChatTierwise, TierRoutingMiddleware
+from tierwise.runtime.errors import ConfigError
+
+LOST = "The outlook for Atlantis?"
+
+
+def call(city: str) -> str:
+    text = json.dumps({"name": "get_weather", "arguments": {"city": city}})
+    return f"<tool_call>\n{text}\n</tool_call>"
+
+
+SCRIPT = {
+    "": "Hello there, friend.",
+    "outlook": call("Atlantis"),
+    "mainland": call("Oslo"),
+    "celsius": "It is mild in Oslo.",
+}
+
+
+@tool
+def get_weather(city: str) -> str:
+    """The weather in a city."""
+    if city != "Oslo":
+        raise ToolException("there is no such city; try the mainland, say Oslo")
+    return "18 celsius"
+
+
+get_weather.handle_tool_error = True
+
+Make = Callable[..., ChatTierwise]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    work = tmp_path
+    files = [
+        write_scripted_gguf(work / f"{extra}.gguf", {**SCRIPT, extra: "Yes."}, context=8192)
+        for extra in ("small", "large")  # profiles go by the file
+    ]
+    specs = [
+        TierSpec("small", files[0], kl=0.1),
+        TierSpec("large", files[1], prefill=20.0, decode=2.0),
+    ]
+    return make_family(work / "pair", specs).folder
+
+
+@pytest.fixture
+def make(folder: Path) -> Iterator[Make]:
+    models: list[ChatTierwise] = []
+
+    def one(**options: Any) -> ChatTierwise:
+        models.append(ChatTierwise(family=str(folder), threads=1, **options))
+        return models[-1]
+
+    yield one
+    for model in models:
+        model.close()
+
+
+def run(model: Any, *middleware: Any, question: str = LOST) -> list[AnyMessage]:
+    agent: Any = create_agent(model, [get_weather], middleware=middleware)
+    messages: list[AnyMessage] = agent.invoke({"messages": [("user", question)]})["messages"]
+    return messages
+
+
+def tiers(messages: list[AnyMessage]) -> list[str]:
+    return [m.response_metadata["tier"] for m in messages if isinstance(m, AIMessage)]
+
+
+def test_tools_that_keep_failing_call_for_the_best_tier(make: Make) -> None:
+    model = make(budget=Budget(quality=0))
+    assert tiers(run(model)) == ["small"] * 3
+    messages = run(model, TierRoutingMiddleware(failures=1))
+    assert tiers(messages) == ["small", "large", "large"]
+    assert messages[-1].content == "It is mild in Oslo."
+    # Other conversations: the first one would stay with the tier that it has come to.
+    for number, failures in enumerate((2, None)):
+        messages = run(
+            model, TierRoutingMiddleware(failures=failures), question=f"{number}: {LOST}"
+        )
+        assert tiers(messages) == ["small"] * 3
+
+
+def test_the_same_asynchronously(make: Make) -> None:
+    model = make(budget=Budget(quality=0))
+    agent: Any = create_agent(
+        model, [get_weather], middleware=[TierRoutingMiddleware(failures=1, seconds_per_run=1e-6)]
+    )
+    state = asyncio.run(agent.ainvoke({"messages": [("user", LOST)]}))
+    assert state["messages"][-1].content == "It is mild in Oslo."
+
+
+def reply(seconds: float) -> AIMessage:
+    return AIMessage("x", response_metadata={"total_s": seconds})
+
+
+def test_what_is_left_of_a_run_is_spread_over_its_steps() -> None:
+    middleware = TierRoutingMiddleware(seconds_per_run=12.0, steps=4)
+    granted = Budget(quality=0.8)
+    earlier: list[AnyMessage] = [HumanMessage("hi"), reply(50.0), HumanMessage("and now?")]
+    first = middleware.budget(earlier, granted)
+    assert first.seconds_per_call == 3.0 and first.quality == 0.8  # earlier runs do not count
+    second = middleware.budget([*earlier, reply(1.5)], granted)
+    assert second.seconds_per_call == pytest.approx(3.5)
+    late = middleware.budget([*earlier, *[reply(1.0)] * 6], granted)
+    assert late.seconds_per_call == pytest.approx(6.0)  # longer than expected: all for the next
+    over = middleware.budget([*earlier, reply(13.0)], granted)
+    assert over.seconds_per_call is None and over.quality == 0.0
+    tight = middleware.budget(earlier, Budget(seconds_per_call=1.0))
+    assert tight.seconds_per_call == 1.0  # the model's own limit stays
+    foreign = [*earlier, AIMessage("from elsewhere")]
+    assert middleware.budget(foreign, granted).seconds_per_call == pytest.approx(4.0)
+    failed = ToolMessage("no", tool_call_id="1", status="error")
+    assert middleware.budget([*earlier, failed], granted).quality == 0.8
+    assert middleware.budget([*earlier, failed, failed], granted).quality == 1.0
+
+
+def test_a_run_goes_on_when_no_tier_can_keep_its_share(make: Make) -> None:
+    messages = run(make(), TierRoutingMiddleware(seconds_per_run=1e-6))
+    assert messages[-1].content == "It is mild in Oslo."
+    assert tiers(messages) == ["small"] * 3
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["outside", "inside"])
+def test_among_fallback_and_retry(make: Make, tmp_path: Path, first: bool) -> None:
+    gone = ChatTierwise(family=str(tmp_path / "gone"), threads=1)
+    fallback = ModelFallbackMiddleware(make(budget=Budget(quality=0)))
+    others = [ModelRetryMiddleware(max_retries=1, initial_delay=0.0, jitter=False), fallback]
+    own = TierRoutingMiddleware(failures=1, seconds_per_run=60.0)
+    messages = run(gone, *([own, *others] if first else [*others, own]))
+    assert messages[-1].content == "It is mild in Oslo."
+    # Inside, it sees the model that took over; outside, it cannot.
+    assert tiers(messages) == (["small"] * 3 if first else ["small", "large", "large"])
+
+
+def test_models_of_others_are_left_alone() -> None:
+    other = FakeListChatModel(responses=["I am someone else."])
+    agent: Any = create_agent(other, [], middleware=[TierRoutingMiddleware(seconds_per_run=1.0)])
+    state = agent.invoke({"messages": [("user", "Hi!")]})
+    assert state["messages"][-1].content == "I am someone else."
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seconds_per_run": 0.0}, "seconds_per_run must be above 0, got 0.0"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"failures": 0}, "failures must be above 0, got 0"),
+    ],
+)
+def test_numbers_that_cannot_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TierRoutingMiddleware(**options)
