@@ -58,7 +58,7 @@ def folder(tmp_path: Path) -> Path:
     ]
     specs = [
         TierSpec("small", files[0], kl=0.1),
-        TierSpec("large", files[1], prefill=20.0, decode=2.0),
+        TierSpec("large", files[1], prefill=100.0, decode=10.0),
     ]
     return make_family(work / "pair", specs).folder
 
