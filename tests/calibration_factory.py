@@ -11,8 +11,12 @@ from family_factory import TierSpec, make_family
 from tiny_models import write_tiny_gguf
 
 from tierwise.evaluation.outcomes import KnownTask, OutcomeStore, TierOutcome
-from tierwise.routing.calibration import Calibration, fit_calibration
+from tierwise.routing.calibration import Calibration, Judged, fit_calibration
+from tierwise.routing.estimators_prior import StructuralPrior
+from tierwise.routing.features import PLAIN_SPEC
 from tierwise.routing.labelled import Labelled, labelled
+from tierwise.routing.signals import Signals
+from tierwise.routing.verdict import Verdict
 from tierwise.runtime.chat import Call, Message
 from tierwise.runtime.family import Family
 from tierwise.runtime.message_json import call_to_json
@@ -100,3 +104,26 @@ def calibrated(family: Family, right: Right, count: int = 640, **options: Any) -
 
 def ask(hard: bool) -> Call:
     return Call((Message("user", request(702, hard)),), max_tokens=40)
+
+
+def made_calibration(*, route: bool = True, signals: Signals | None = None) -> Calibration:
+    """Of a small and a large tier, learned from nothing; judged on chances all over the place."""
+    rng = np.random.default_rng(0)
+    predicted = rng.random((500, 2))
+    return Calibration(
+        tiers=("small", "large"),
+        sha256=("0" * 64, "1" * 64),
+        predictor=StructuralPrior(np.array([0.0, 1.0]), np.array([[0.5, 0.8], [0.4, 0.7]])),
+        curves=None,
+        signals=signals,
+        spec=PLAIN_SPEC,
+        means=np.array([0.5, 0.8]),
+        verified=np.array([[0.6, 0.1], [0.85, 0.2]]),
+        estimator="structural_prior",
+        areas={},
+        reliability={},
+        verdict=Verdict(route, "because", "small", 500, 500, ()),
+        floor=0.9,
+        suites={"made": 500},
+        judged=Judged(predicted, predicted.round(), predicted, np.arange(500)),
+    )

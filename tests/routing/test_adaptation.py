@@ -8,39 +8,13 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
+from calibration_factory import made_calibration
 
 from tierwise.routing.adaptation import EVERY, FURTHEST, RECENT, Adaptation
-from tierwise.routing.calibration import Calibration, Judged
-from tierwise.routing.estimators_prior import StructuralPrior
-from tierwise.routing.features import PLAIN_SPEC
 from tierwise.routing.risk import Guarantee
-from tierwise.routing.verdict import Verdict
 
 CHANCES = MappingProxyType({"small": 0.5, "large": 0.8})
 PROMISE = Guarantee(0.6, 0.7, 0.95, 300, "betting", 0.8, "so many were right")
-
-
-def calibration(*, route: bool = True) -> Calibration:
-    """Of calls whose chances lie all over the place."""
-    rng = np.random.default_rng(0)
-    predicted = rng.random((500, 2))
-    return Calibration(
-        tiers=("small", "large"),
-        sha256=("0" * 64, "1" * 64),
-        predictor=StructuralPrior(np.array([0.0, 1.0]), np.array([[0.5, 0.8], [0.4, 0.7]])),
-        curves=None,
-        signals=None,
-        spec=PLAIN_SPEC,
-        means=np.array([0.5, 0.8]),
-        verified=np.array([[0.6, 0.1], [0.85, 0.2]]),
-        estimator="structural_prior",
-        areas={},
-        reliability={},
-        verdict=Verdict(route, "because", "small", 500, 500, ()),
-        floor=0.9,
-        suites={"made": 500},
-        judged=Judged(predicted, predicted.round(), predicted, np.arange(500)),
-    )
 
 
 def test_feedback_moves_a_tier_and_no_other() -> None:
@@ -83,7 +57,7 @@ def test_corrections_have_an_end_and_fade() -> None:
 
 
 def test_verification_counts_for_what_it_is_worth() -> None:
-    adaptation = Adaptation(calibration())
+    adaptation = Adaptation(made_calibration())
     # Replies of the small tier without a fault are right in 60 of 100 cases: no surprise.
     for _ in range(50):
         adaptation.verified("small", 0.6, problem=False)
@@ -98,7 +72,7 @@ def test_verification_counts_for_what_it_is_worth() -> None:
 
 
 def test_calls_of_another_kind_void_promises(caplog: pytest.LogCaptureFixture) -> None:
-    found = calibration()
+    found = made_calibration()
     alike, other = Adaptation(found), Adaptation(found)
     rng = np.random.default_rng(2)
     with caplog.at_level(logging.WARNING, "tierwise"):
@@ -118,7 +92,7 @@ def test_calls_of_another_kind_void_promises(caplog: pytest.LogCaptureFixture) -
 
 
 def test_where_routing_does_not_pay_calls_cannot_drift() -> None:
-    adaptation = Adaptation(calibration(route=False))
+    adaptation = Adaptation(made_calibration(route=False))
     for _ in range(2 * RECENT):
         adaptation.seen(CHANCES)
     assert adaptation.drift is None and adaptation.kept(PROMISE) is PROMISE

@@ -1,0 +1,86 @@
+"""A reply that its tier was not sure of: a better tier is asked, where one can answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from calibration_factory import PLENTY, made_calibration
+from family_factory import TierSpec, make_family
+from scripted_model import FRUIT, write_scripted_gguf
+
+from tierwise.routing.budget import Budget
+from tierwise.routing.calibration import Calibration
+from tierwise.routing.cascade import answer, stream_answer
+from tierwise.routing.router import Router
+from tierwise.routing.signals import Signals, sureness
+from tierwise.runtime.chat import Call, Message
+from tierwise.runtime.family import Family
+from tierwise.runtime.pool import Pool
+
+CALL = Call((Message("user", "Tell me of the banana"),), max_tokens=20)
+NEVER, ALWAYS = [0.0, 0.0, 0.0, -9.0], [0.0, 0.0, 0.0, 9.0]
+"""Weights of a tier that is not right, or right, whatever its margins are."""
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> Family:
+    files = [
+        write_scripted_gguf(tmp_path / f"{extra}.gguf", {**FRUIT, extra: "Yes."}, context=2048)
+        for extra in ("small", "large")
+    ]
+    specs = [
+        TierSpec("small", files[0], kl=0.1),
+        TierSpec("large", files[1], prefill=100.0, decode=10.0),
+    ]
+    return make_family(tmp_path / "pair", specs)
+
+
+@pytest.fixture
+def pool(family: Family) -> Iterator[Pool]:
+    with Pool(family, probe=lambda: PLENTY, threads=1) as opened:
+        yield opened
+
+
+def router(family: Family, pool: Pool, calibration: Calibration) -> Router:
+    budget = Budget(quality=0.5)  # the small tier has 0.5 of 0.8 before it replies
+    return Router(family, pool, budget, probe=lambda: PLENTY, calibration=calibration)
+
+
+def test_a_doubted_reply_gives_way_to_a_better_tier(family: Family, pool: Pool) -> None:
+    unsure = made_calibration(signals=Signals(np.array([NEVER, ALWAYS])))
+    result = answer(router(family, pool, unsure), CALL)
+    assert [one.decision.tier for one in result.attempts] == ["small", "large"]
+    assert result.attempts[0].problem == "" and "by how sure it was" in result.attempts[0].doubt
+    assert result.final.decision.tier == "large" and result.escalated
+    assert result.final.decision.reason.startswith("escalated from small: by how sure it was")
+    told = result.to_json()["attempts"]
+    assert told[0]["doubt"] and not told[1]["doubt"]
+    sure = made_calibration(signals=Signals(np.array([ALWAYS, ALWAYS])))
+    assert not answer(router(family, pool, sure), CALL).escalated
+
+
+def test_the_best_tier_and_what_was_shown_are_not_doubted(family: Family, pool: Pool) -> None:
+    unsure = router(family, pool, made_calibration(signals=Signals(np.array([NEVER, NEVER]))))
+    assert len(answer(unsure, CALL, pin="small").attempts) == 1
+    assert len(answer(unsure, CALL, pin="large").attempts) == 1
+    *pieces, result = stream_answer(unsure, CALL)
+    assert len(pieces) > 1 and len(result.attempts) == 1  # text leaves as it comes, and stands
+
+
+def test_where_routing_does_not_pay_nothing_is_doubted(family: Family, pool: Pool) -> None:
+    signals = Signals(np.array([NEVER, ALWAYS]))
+    fixed = router(family, pool, made_calibration(route=False, signals=signals))
+    assert not answer(fixed, CALL).escalated
+
+
+def test_margins_raise_and_lower_a_chance() -> None:
+    rng = np.random.default_rng(0)
+    margins = rng.random((400, 3))
+    y = (margins.min(axis=1) > 0.2).astype(float)
+    sure = np.array([[sureness(row.tolist())] for row in margins])
+    found = Signals.fit(np.full((400, 1), 0.5), sure, y[:, None])
+    assert found(0, 0.5, (0.7, 0.9, 0.8)) > 0.8 > 0.2 > found(0, 0.5, (0.01, 0.9, 0.8))
+    assert sureness(()) == (1.0, 1.0) and sureness((0.2, 0.4)) == (0.2, pytest.approx(0.3))
