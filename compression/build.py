@@ -33,7 +33,8 @@ from tierwise.compression.reporting import Reporter, Silent
 from tierwise.compression.source import BaseSource, resolve_base
 from tierwise.compression.stages import Stages, content_key
 from tierwise.compression.tier_source import TierSource, base_source, student_source
-from tierwise.runtime.family import Family, Quality, Record, Tier
+from tierwise.runtime.family import Family, Quality, Tier
+from tierwise.runtime.record import Record
 from tierwise.runtime.resources import probe
 
 WORK = ".build"

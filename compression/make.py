@@ -13,8 +13,8 @@ from tierwise.compression.recipe import BuildConfig
 from tierwise.compression.reporting import Reporter
 from tierwise.compression.stages import Stages, content_key, interruptible
 from tierwise.compression.tier_source import TierSource
-from tierwise.runtime.family import Record
 from tierwise.runtime.files import FileHashes, link_or_copy
+from tierwise.runtime.record import Record
 
 LARGE_BYTES = 2_000_000_000
 """Of a quantized base, beyond which no exact copy is made."""

@@ -26,11 +26,12 @@ from tierwise.evaluation.tool_catalog import Split
 from tierwise.runtime.chat import Reply
 from tierwise.runtime.chat_template import ChatTemplate
 from tierwise.runtime.errors import OutOfMemoryError, UnsupportedModelError
-from tierwise.runtime.family import Base, Divergence, Record, Sample, SuiteResult, Tier
+from tierwise.runtime.family import Base, Divergence, Sample, SuiteResult, Tier
 from tierwise.runtime.files import FileHashes
 from tierwise.runtime.llama import Model
 from tierwise.runtime.loaded_tier import LoadedTier
 from tierwise.runtime.profile import Profile, load_profile, machine_fingerprint, save_profile
+from tierwise.runtime.record import Record
 
 SAMPLES = 6
 """Tasks of the suite whose replies are kept, to be read side by side."""

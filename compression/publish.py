@@ -91,6 +91,7 @@ def publish(
             *_adopted(before, base, [tier.name for tier, _ in tiers]),
         ),
         dropped={one.name: one.reason for one in tried if not one.kept},
+        remotes=() if before is None else before.remotes,
     )
     (out / MANIFEST).unlink(missing_ok=True)
     for tier, file in tiers:

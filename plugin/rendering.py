@@ -210,6 +210,10 @@ def print_family(console: Console, family: Family, profiles: Mapping[str, Profil
     console.print(family_table(family, profiles))
     if any(profile.estimated for profile in profiles.values()):
         say(console, "~ estimated: not measured on this machine", "dim")
+    if family.remotes:
+        say(console, "\nelsewhere", "bold")
+        for remote in family.remotes:
+            say(console, f"  {remote.name}: {remote.model} at {remote.url}")
     if family.dropped:
         say(console, "\nnot kept", "bold")
         for name, reason in family.dropped.items():
@@ -223,8 +227,8 @@ def family_json(family: Family, profiles: Mapping[str, Profile]) -> dict[str, An
     """Plain data that any JSON writer takes; what was not measured is None.
 
     Keys: ``folder, created, tierwise, base, total_bytes, reference_call {prompt_tokens,
-    reply_tokens}, tiers, dropped {name: reason}``. Of each tier: ``name, path, sha256, bytes,
-    parameters, layers, context_tokens, kv_bytes_per_token``, those of `lineage_json`,
+    reply_tokens}, tiers, remotes, dropped {name: reason}``. Of each tier: ``name, path, sha256,
+    bytes, parameters, layers, context_tokens, kv_bytes_per_token``, those of `lineage_json`,
     ``kl_mean_nats, kl_p999_nats, top1_agreement, perplexity, base_perplexity, kv_q8_0,
     task_success, this_machine``. Shares are ``{value, n, low, high}`` with a 95 %
     interval. ``this_machine``: ``estimated, prefill_tokens_per_s, decode_tokens_per_s, load_s,
@@ -238,6 +242,7 @@ def family_json(family: Family, profiles: Mapping[str, Profile]) -> dict[str, An
         "total_bytes": sum(tier.bytes for tier in family.tiers),
         "reference_call": {"prompt_tokens": REFERENCE_PROMPT, "reply_tokens": REFERENCE_REPLY},
         "tiers": [_tier_json(family, tier, profiles.get(tier.name)) for tier in family.tiers],
+        "remotes": [remote.model_dump(mode="json") for remote in family.remotes],
         "dropped": dict(family.dropped),
     }
 

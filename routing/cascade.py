@@ -35,6 +35,8 @@ from tierwise.runtime.errors import (
 from tierwise.runtime.lease import Lease
 from tierwise.runtime.loaded_tier import ReplyStream
 from tierwise.runtime.pool import WAIT_S
+from tierwise.runtime.remote import RemoteLease, RemoteReply
+from tierwise.runtime.remote_tier import RemoteTier
 from tierwise.runtime.reply_parser import Piece
 
 logger = logging.getLogger("tierwise.routing")
@@ -249,7 +251,7 @@ class _Try:
         self._held: list[Piece] = []
         self._cascade = cascade
         self._router = cascade.router
-        self._tier = self._router.family.tier(decision.tier)
+        self._tier = self._router.family.member(decision.tier)
         self._began = time.perf_counter()
 
     @property
@@ -258,8 +260,10 @@ class _Try:
         better = self._router.better_than(self._tier.name)
         return bool(better) and not self.shown and self._cascade.pin is None
 
-    def acquire(self) -> Lease:
+    def acquire(self) -> Lease | RemoteLease:
         """The tier, once it is loaded."""
+        if isinstance(self._tier, RemoteTier):
+            return self._router.remote(self._tier.name)
         return self._router.pool.acquire(
             self._tier,
             context_tokens=self._most_tokens,
@@ -268,8 +272,10 @@ class _Try:
             timeout_s=min(WAIT_S, self._cascade.left_s),
         )
 
-    def try_acquire(self) -> Lease | None:
+    def try_acquire(self) -> Lease | RemoteLease | None:
         """The tier, if it is loaded."""
+        if isinstance(self._tier, RemoteTier):
+            return self._router.remote(self._tier.name)
         return self._router.pool.try_acquire(
             self._tier,
             context_tokens=self._most_tokens,
@@ -286,7 +292,7 @@ class _Try:
     def _expected_tokens(self) -> int:
         return min(self._most_tokens, self.decision.prompt_tokens + USUAL_REPLY)
 
-    def start(self, lease: Lease) -> ReplyStream:
+    def start(self, lease: Lease | RemoteLease) -> ReplyStream | RemoteReply:
         """Has the tier answer."""
         self._events, self._load_s = lease.events, lease.load_s
         call = self.call

@@ -29,6 +29,11 @@ class Forecast:
     feasible: bool
     verdict: str
 
+    @property
+    def within_reach(self) -> bool:
+        """Whether it could answer at all: if it is late or too large, with a larger budget."""
+        return self.feasible or self.memory_bytes > 0
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:

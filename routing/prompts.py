@@ -8,6 +8,7 @@ from tierwise.routing.budget import Budget
 from tierwise.runtime.chat import Call
 from tierwise.runtime.family import Tier
 from tierwise.runtime.pool import Pool
+from tierwise.runtime.remote_tier import RemoteTier
 from tierwise.runtime.trim import trim
 
 DEFAULT_REPLY_ROOM = 1024
@@ -18,7 +19,12 @@ Prompts = Mapping[bool, tuple[int, ...]]
 
 
 def write_prompts(
-    pool: Pool, call: Call, budget: Budget, *, tiers: Iterable[Tier], usable: Collection[Tier]
+    pool: Pool,
+    call: Call,
+    budget: Budget,
+    *,
+    tiers: Iterable[Tier | RemoteTier],
+    usable: Collection[Tier | RemoteTier],
 ) -> tuple[Prompts, Call | None]:
     """The prompts, and the call that they are of where it had to be trimmed.
 
@@ -52,7 +58,7 @@ def write_prompts(
     return (prompts, None) if shorter is call else (written(shorter), shorter)
 
 
-def context_needed(call: Call, prompt_tokens: int, budget: Budget, tier: Tier) -> int:
+def context_needed(call: Call, prompt_tokens: int, budget: Budget, tier: Tier | RemoteTier) -> int:
     """Context tokens that a call needs: its prompt and room for the reply.
 
     A reply of unknown length gets `DEFAULT_REPLY_ROOM`, or what the model has left.

@@ -101,7 +101,7 @@ def _replayed(row: Logged, budget: Budget, policy: Policy) -> Replayed:
 def _judged(forecast: Forecast, budget: Budget) -> Forecast:
     """Feasible under this budget? A tier that was out of reach then has no known memory."""
     verdict = over_time(forecast, budget)
-    if not forecast.memory_bytes:
+    if not forecast.memory_bytes and not forecast.feasible:
         verdict = forecast.verdict
     elif budget.memory is not None and forecast.memory_bytes > budget.memory:
         verdict = f"needs {show_bytes(forecast.memory_bytes)} of {show_bytes(budget.memory)}"

@@ -6,7 +6,6 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import TypeVar
 
 from tierwise.routing.adaptation import Adaptation
@@ -17,21 +16,22 @@ from tierwise.routing.cost import CostModel
 from tierwise.routing.decision import Decision, Forecast
 from tierwise.routing.decision_log import DecisionLog
 from tierwise.routing.difficulty import DifficultyEstimator, structural_difficulty
-from tierwise.routing.policy import Policy, feasible_first, over_time
-from tierwise.routing.prompts import context_needed, reply_limit, write_prompts
+from tierwise.routing.forecasts import Forecaster
+from tierwise.routing.policy import Policy, feasible_first
+from tierwise.routing.prompts import context_needed, write_prompts
 from tierwise.routing.success import SuccessModel, by_quality
 from tierwise.runtime.chat import Call, Reply
 from tierwise.runtime.errors import (
     ConfigError,
     ContextOverflowError,
     NoFeasibleTierError,
-    TierwiseError,
 )
 from tierwise.runtime.family import Family, Tier
-from tierwise.runtime.lease import ResidentTier
 from tierwise.runtime.pool import Pool
 from tierwise.runtime.profile import Profile, family_profiles
-from tierwise.runtime.resources import ResourceProbe, Resources, recent_probe
+from tierwise.runtime.remote import RemoteClient, RemoteLease, remote_profile
+from tierwise.runtime.remote_tier import RemoteTier
+from tierwise.runtime.resources import ResourceProbe, recent_probe
 
 _REMEMBERED = 1024
 """Conversations, and answers that feedback may be given to."""
@@ -79,21 +79,36 @@ class Router:
         self._difficulty = difficulty
         self._policy = policy
         self._probe = probe
-        self.cost = CostModel({**family_profiles(family), **(profiles or {})})
+        self.cost = CostModel(
+            {
+                **family_profiles(family),
+                **{remote.name: remote_profile(remote) for remote in family.remotes},
+                **(profiles or {}),
+            }
+        )
         self._success = SuccessModel(family)
         self.calibration = calibration
         self.adaptation = Adaptation(calibration)
-        enabled = None if tiers is None else {family.tier(name).name for name in tiers}
+        enabled = None if tiers is None else {family.member(name).name for name in tiers}
         ordered = by_quality(family)
         if calibration is not None:
             ordered = calibration.ordered(ordered)
         self.tiers = tuple(t for t in ordered if enabled is None or t.name in enabled)
-        if not self.tiers:
+        self.remotes = tuple(
+            one for one in family.remotes if enabled is None or one.name in enabled
+        )
+        self._clients = {one.name: RemoteClient(one) for one in self.remotes}
+        if not self.tiers and not self.remotes:
             raise ConfigError("tiers=[] leaves no tier to route to; leave it out to use all")
         self._lock = threading.Lock()
         self._current: OrderedDict[str, str] = OrderedDict()
         self._answers: OrderedDict[str, Forecast] = OrderedDict()
         self._log = log
+
+    @property
+    def members(self) -> tuple[Tier | RemoteTier, ...]:
+        """All enabled tiers, from the worst to the best; remote ones come last."""
+        return (*self.tiers, *self.remotes)
 
     def decide(
         self,
@@ -123,9 +138,10 @@ class Router:
         budget = budget or self.budget
         resources = self._probe()
         excluded = self._excluded(above, without, pin)
-        usable = [tier for tier in self.tiers if tier.name not in excluded] or self.tiers
-        prompts, trimmed = write_prompts(self.pool, call, budget, tiers=self.tiers, usable=usable)
-        longest = max(self.tiers, key=lambda tier: tier.context_tokens)
+        members = self.members
+        usable = [one for one in members if one.name not in excluded] or members
+        prompts, trimmed = write_prompts(self.pool, call, budget, tiers=members, usable=usable)
+        longest = max(members, key=lambda one: one.context_tokens)
         prompt = min(prompts.values(), key=len)
         room = context_needed(call, len(prompt), budget, longest)
         if room > longest.context_tokens:
@@ -141,28 +157,27 @@ class Router:
         if self.calibration is not None:
             success |= self.calibration.success(call, prompt)
             self.adaptation.seen(success)
+        best = max((success[tier.name] for tier in self.tiers), default=1.0)
+        for remote in self.remotes:
+            success[remote.name] = best if remote.success is None else remote.success
         success = self.adaptation.corrected(success)
         budget = self._granted(budget)
         resident = self.pool.resident()
+        made = Forecaster(self.pool, self.cost, call, prompts, budget, resources)
         forecasts = [
-            self._forecast(
-                tier,
-                call,
-                prompts[tier.taught_tools],
-                success[tier.name],
-                budget,
-                resources,
-                resident.get(tier.name),
-                excluded.get(tier.name),
-            )
+            made.local(tier, success[tier.name], resident.get(tier.name), excluded.get(tier.name))
             for tier in self.tiers
+        ]
+        forecasts += [
+            made.remote(client, success[client.tier.name], excluded.get(client.tier.name))
+            for client in self._clients.values()
         ]
         if pin is not None:
             name, reason, forecasts_ = self._pinned(pin, forecasts)
         else:
             current = self._current.get(_conversation(call))
             name, reason, forecasts_ = self._policy(forecasts, budget, current)
-        prompt = prompts[self.family.tier(name).taught_tools]
+        prompt = prompts[self.family.member(name).taught_tools]
         return Decision(
             name, reason, difficulty, len(prompt), tuple(forecasts_), prompt=prompt, call=trimmed
         )
@@ -192,7 +207,7 @@ class Router:
         chance = self.calibration.after(own.tier, own.success, reply.margins)
         better = {tier.name for tier in self.better_than(own.tier)}
         best = max(
-            (f.success for f in decision.forecasts if f.tier in better and f.memory_bytes),
+            (f.success for f in decision.forecasts if f.tier in better and f.within_reach),
             default=0.0,
         )
         floor = self._granted(budget).quality * best
@@ -257,71 +272,29 @@ class Router:
         if self._log is not None:
             self._log.close()
 
-    def better_than(self, tier: str) -> tuple[Tier, ...]:
-        """The enabled tiers of better quality, the nearest first."""
-        names = [t.name for t in self.tiers]
-        return self.tiers[names.index(tier) + 1 :] if tier in names else ()
+    def better_than(self, tier: str) -> tuple[Tier | RemoteTier, ...]:
+        """The enabled tiers of better quality, the nearest first; remote ones count as best."""
+        members = self.members
+        names = [one.name for one in members]
+        return members[names.index(tier) + 1 :] if tier in names else ()
+
+    def remote(self, name: str) -> RemoteLease:
+        """An enabled remote tier, to be asked."""
+        return RemoteLease(self._clients[name])
 
     def _excluded(
         self, above: str | None, without: Iterable[str], pin: str | None
     ) -> dict[str, str]:
         excluded = dict.fromkeys(without, "out of reach")
+        names = [one.name for one in self.members]
         if above is not None:
-            self.family.tier(above)  # raises for an unknown name
+            self.family.member(above)  # raises for an unknown name
             better = {tier.name for tier in self.better_than(above)}
-            excluded |= {
-                t.name: f"no better than {above}" for t in self.tiers if t.name not in better
-            }
+            excluded |= {n: f"no better than {above}" for n in names if n not in better}
         if pin is not None:
-            self.family.tier(pin)  # raises for an unknown name
-            excluded |= {t.name: f"{pin} is pinned" for t in self.tiers if t.name != pin}
+            self.family.member(pin)  # raises for an unknown name
+            excluded |= {n: f"{pin} is pinned" for n in names if n != pin}
         return excluded
-
-    def _forecast(
-        self,
-        tier: Tier,
-        call: Call,
-        prompt: tuple[int, ...],
-        success: float,
-        budget: Budget,
-        resources: Resources,
-        resident: ResidentTier | None,
-        verdict: str | None,
-    ) -> Forecast:
-        """``verdict`` says why the tier may not be chosen, whatever is forecast; None if it may."""
-        room = context_needed(call, len(prompt), budget, tier)
-        cold = resident is None  # a context that is too small grows, and keeps what it has read
-        new = len(prompt) - (0 if cold else self.pool.cached_prefix(tier, prompt))
-        cost = self.cost.cost(
-            tier.name,
-            new,
-            self.cost.reply(call, reply_limit(call, budget)),
-            cold=cold,
-            waiting=resident.leases if resident else 0,
-        )
-        memory = 0
-        if verdict is None:
-            try:
-                memory = self.pool.need_bytes(tier, room)
-                fits, why = self.pool.fits(tier, room, resources, budget.memory)
-                verdict = None if fits else why
-            except TierwiseError as error:
-                verdict = str(error)
-        forecast = Forecast(
-            tier=tier.name,
-            success=success,
-            seconds=cost.seconds,
-            first_token_s=cost.first_token_s,
-            joules=cost.joules,
-            memory_bytes=memory,
-            new_tokens=new,
-            cold=cold,
-            feasible=verdict is None,
-            verdict=verdict or "",
-        )
-        if verdict is None and (late := over_time(forecast, budget)):
-            return replace(forecast, feasible=False, verdict=late)
-        return forecast
 
     def _pinned(self, pin: str, forecasts: list[Forecast]) -> tuple[str, str, tuple[Forecast, ...]]:
         chosen = next((f for f in forecasts if f.tier == pin), None)

@@ -23,9 +23,10 @@ TierwiseError
 ├── ResourceError               the machine cannot grant what was asked
 │   ├── OutOfMemoryError        a tier does not fit in what is available now
 │   └── NoFeasibleTierError     no tier fits the budget; lists what each would need
-├── EngineError                 llama.cpp failed while running a tier
+├── EngineError                 a tier failed while it ran
 │   ├── CacheFullError          the KV cache has too few free cells for a batch
 │   ├── EngineBusyError         too many calls wait for the tier already
+│   ├── RemoteError             a remote tier cannot be reached, or breaks the protocol
 │   └── EngineClosedError       the engine was closed while the call waited
 └── MissingExtraError           an optional package is needed; names the extra
 """
@@ -124,7 +125,7 @@ class NoFeasibleTierError(ResourceError):
 
 
 class EngineError(TierwiseError):
-    """llama.cpp failed while running a tier."""
+    """A tier failed while it ran, mostly in llama.cpp."""
 
 
 class CacheFullError(EngineError):
@@ -133,6 +134,10 @@ class CacheFullError(EngineError):
 
 class EngineBusyError(EngineError):
     """Too many calls wait for the tier already; try again when some have ended."""
+
+
+class RemoteError(EngineError):
+    """A remote tier cannot be reached, or does not keep to the protocol; others may answer."""
 
 
 class EngineClosedError(EngineError):

@@ -8,9 +8,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from tierwise.runtime.errors import (
     ConfigError,
@@ -21,15 +27,11 @@ from tierwise.runtime.errors import (
     UnsafePathError,
 )
 from tierwise.runtime.files import FileHashes, write_atomically
+from tierwise.runtime.record import Record
+from tierwise.runtime.remote_tier import RemoteTier
 
 MANIFEST = "family.json"
 SCHEMA_VERSION = 2
-
-
-class Record(BaseModel):
-    """Base of everything stored: immutable, and strict about unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 class Estimate(Record):
@@ -132,7 +134,7 @@ class Distillation(Record):
     skipped_steps: int = 0
     tokens: int
     seconds: float
-    documents: dict[str, int] = {}
+    documents: dict[str, int] = Field(default={})
     quantization_aware: str | None = None
     kl_before: float
     kl_after: float
@@ -223,6 +225,7 @@ class Family(Record):
         base: The model that the tiers come from.
         tiers: At least one.
         dropped: Reasons, by tier name, why a candidate was not kept.
+        remotes: Tiers on other machines.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -230,7 +233,8 @@ class Family(Record):
     tierwise: str
     base: Base
     tiers: tuple[Tier, ...] = Field(min_length=1)
-    dropped: dict[str, str] = {}
+    dropped: dict[str, str] = Field(default={})
+    remotes: tuple[RemoteTier, ...] = ()
 
     _folder: Path = Path()
 
@@ -241,6 +245,17 @@ class Family(Record):
         if len(set(names)) != len(names):
             raise ValueError(f"tier names must differ, got {names}")
         return tiers
+
+    @model_validator(mode="after")
+    def _remote_names_differ(self) -> Self:
+        names = self._names
+        if len(set(names)) != len(names):
+            raise ValueError(f"names of tiers and remote tiers must differ, got {names}")
+        return self
+
+    @property
+    def _names(self) -> list[str]:
+        return [*(tier.name for tier in self.tiers), *(remote.name for remote in self.remotes)]
 
     @property
     def folder(self) -> Path:
@@ -256,8 +271,19 @@ class Family(Record):
         for tier in self.tiers:
             if tier.name == name:
                 return tier
-        known = ", ".join(tier.name for tier in self.tiers)
+        known = ", ".join(self._names)
         raise ConfigError(f"this family has no tier {name!r}; it has: {known}")
+
+    def member(self, name: str) -> Tier | RemoteTier:
+        """The tier or remote tier of that name.
+
+        Raises:
+            ConfigError: There is neither; the message lists those there are.
+        """
+        for remote in self.remotes:
+            if remote.name == name:
+                return remote
+        return self.tier(name)
 
     def path(self, tier: Tier | str) -> Path:
         """Where the tier's GGUF file is."""

@@ -21,8 +21,9 @@ from pathlib import Path
 
 from pydantic import Field
 
-from tierwise.runtime.family import Family, Record, Tier
+from tierwise.runtime.family import Family, Tier
 from tierwise.runtime.files import home, write_atomically
+from tierwise.runtime.record import Record
 from tierwise.runtime.resources import gpu_names, probe
 
 # What an unknown machine is taken for until a tier was measured on it: half of what two cores

@@ -23,9 +23,9 @@ from tierwise.compression.source import BaseSource
 from tierwise.compression.stages import Stages, content_key
 from tierwise.runtime.chat_template import taught_tools
 from tierwise.runtime.errors import MissingExtraError
-from tierwise.runtime.family import Record
 from tierwise.runtime.files import FileHashes, write_atomically
 from tierwise.runtime.llama import Model
+from tierwise.runtime.record import Record
 
 VERSION = 3
 """Raise it when the same config gives other students than before."""

@@ -25,10 +25,10 @@ from tierwise.compression.precision.ggml import Weight
 from tierwise.compression.precision.header import library
 from tierwise.compression.precision.types import TensorType
 from tierwise.runtime.errors import EngineError
-from tierwise.runtime.family import Record
 from tierwise.runtime.files import home, write_atomically
 from tierwise.runtime.llama import captured_log
 from tierwise.runtime.profile import machine_fingerprint
+from tierwise.runtime.record import Record
 
 PREFILL_TOKENS = 256
 ROWS = 768

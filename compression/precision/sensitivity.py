@@ -42,8 +42,8 @@ from tierwise.compression.precision.weight_errors import (
 from tierwise.compression.quantize import ImportanceMatrix
 from tierwise.compression.stages import Stages, content_key
 from tierwise.runtime.errors import ConfigError
-from tierwise.runtime.family import Record
 from tierwise.runtime.files import FileHashes
+from tierwise.runtime.record import Record
 
 PROBES = 64
 PROBE_TOKENS = 384

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from tierwise.runtime.family import Record
 from tierwise.runtime.files import write_atomically
+from tierwise.runtime.record import Record
 
 TRIED = "tried.json"
 """Beside ``family.json``, so that a report can be made again."""

@@ -1,0 +1,111 @@
+"""What each tier would take for a call, and whether it can answer it at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from tierwise.routing.budget import Budget
+from tierwise.routing.cost import CostModel
+from tierwise.routing.decision import Forecast
+from tierwise.routing.policy import over_time
+from tierwise.routing.prompts import Prompts, context_needed, reply_limit
+from tierwise.runtime.chat import Call
+from tierwise.runtime.errors import TierwiseError
+from tierwise.runtime.family import Tier
+from tierwise.runtime.lease import ResidentTier
+from tierwise.runtime.pool import Pool
+from tierwise.runtime.remote import RemoteClient
+from tierwise.runtime.resources import Resources
+
+
+@dataclass(frozen=True, slots=True)
+class Forecaster:
+    """Forecasts for one call.
+
+    Args:
+        pool: Asked what is cached, what fits, and what memory a tier needs.
+        cost: Seconds and joules.
+        call: The call.
+        prompts: Its prompts.
+        budget: What it may take.
+        resources: What the machine has now.
+    """
+
+    pool: Pool
+    cost: CostModel
+    call: Call
+    prompts: Prompts
+    budget: Budget
+    resources: Resources
+
+    def local(
+        self, tier: Tier, success: float, resident: ResidentTier | None, verdict: str | None
+    ) -> Forecast:
+        """Of a tier of this machine.
+
+        Args:
+            tier: Which.
+            success: Its chance of being right.
+            resident: If it is loaded.
+            verdict: Why it may not be chosen, whatever is forecast; None if it may.
+        """
+        prompt = self.prompts[tier.taught_tools]
+        room = context_needed(self.call, len(prompt), self.budget, tier)
+        cold = resident is None  # a context that is too small grows, and keeps what it has read
+        new = len(prompt) - (0 if cold else self.pool.cached_prefix(tier, prompt))
+        cost = self.cost.cost(
+            tier.name,
+            new,
+            self.cost.reply(self.call, reply_limit(self.call, self.budget)),
+            cold=cold,
+            waiting=resident.leases if resident else 0,
+        )
+        memory = 0
+        if verdict is None:
+            try:
+                memory = self.pool.need_bytes(tier, room)
+                fits, why = self.pool.fits(tier, room, self.resources, self.budget.memory)
+                verdict = None if fits else why
+            except TierwiseError as error:
+                verdict = str(error)
+        forecast = Forecast(
+            tier=tier.name,
+            success=success,
+            seconds=cost.seconds,
+            first_token_s=cost.first_token_s,
+            joules=cost.joules,
+            memory_bytes=memory,
+            new_tokens=new,
+            cold=cold,
+            feasible=verdict is None,
+            verdict=verdict or "",
+        )
+        return self._in_time(forecast)
+
+    def remote(self, client: RemoteClient, success: float, verdict: str | None) -> Forecast:
+        """Of a tier on another machine. What its server has cached is not known."""
+        tier, tokens = client.tier, len(self.prompts[False])
+        verdict = verdict or client.cannot(self.call) or client.out_of_reach()
+        room = context_needed(self.call, tokens, self.budget, tier)
+        if not verdict and room > tier.context_tokens:
+            verdict = f"{room:,} tokens are more than its context of {tier.context_tokens:,}"
+        reply = self.cost.reply(self.call, reply_limit(self.call, self.budget))
+        cost = self.cost.cost(tier.name, tokens, reply, cold=False)
+        forecast = Forecast(
+            tier=tier.name,
+            success=success,
+            seconds=cost.seconds,
+            first_token_s=cost.first_token_s,
+            joules=0.0,  # of this machine
+            memory_bytes=0,
+            new_tokens=tokens,
+            cold=False,
+            feasible=not verdict,
+            verdict=verdict,
+        )
+        return self._in_time(forecast)
+
+    def _in_time(self, forecast: Forecast) -> Forecast:
+        if forecast.feasible and (late := over_time(forecast, self.budget)):
+            return replace(forecast, feasible=False, verdict=late)
+        return forecast

@@ -1,0 +1,330 @@
+"""Tiers on other machines: OpenAI-compatible servers (vLLM, llama.cpp, or a provider).
+
+They are asked through langchain-openai, which is imported when the first one is. A server that
+fails, hangs, drops a stream, throttles, or answers as another model than it was asked for counts as
+out of reach for a while, and its calls go to other tiers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Self
+
+from tierwise.runtime.chat import Call, Message, Reply, ToolCall, Usage
+from tierwise.runtime.errors import MissingExtraError, RemoteError
+from tierwise.runtime.profile import Profile, machine_fingerprint, utc_now
+from tierwise.runtime.remote_tier import RemoteTier
+from tierwise.runtime.reply_parser import Piece
+from tierwise.runtime.template_messages import as_openai
+
+LONGEST_BREAK_S = 60.0
+"""After many failures in a row a server is left alone for so long between two calls."""
+
+GUESSED_PREFILL, GUESSED_DECODE = 2000.0, 50.0
+"""Tokens/s before the first reply; what calls really take corrects it."""
+
+
+def remote_profile(tier: RemoteTier) -> Profile:
+    """A guess for a server that nobody has timed yet."""
+    digest = hashlib.sha256(f"{tier.url}\0{tier.model}".encode()).hexdigest()
+    return Profile(
+        tier_sha256=digest,
+        machine=machine_fingerprint(),
+        threads=1,
+        prefill_tokens_per_s=GUESSED_PREFILL,
+        decode_tokens_per_s=GUESSED_DECODE,
+        load_s=0.0,
+        resident_bytes=0,
+        context_tokens=tier.context_tokens,
+        measured_at=utc_now(),
+        runs=0,
+        estimated=True,
+    )
+
+
+class RemoteClient:
+    """Asks one server. Safe to use from many threads.
+
+    Args:
+        tier: Where it is and what it is asked for.
+    """
+
+    def __init__(self, tier: RemoteTier) -> None:
+        self.tier = tier
+        self._lock = threading.Lock()
+        self._failures = 0
+        self._again_at = 0.0
+        self._why = ""
+
+    def out_of_reach(self) -> str:
+        """Why it should not be asked now, in English; "" if it may."""
+        with self._lock:
+            left = self._again_at - time.monotonic()
+            return f"{self._why}; asked again in {left:.0f} s" if left > 0 else ""
+
+    def cannot(self, call: Call) -> str:
+        """What the call asks that such servers do not promise; "" for nothing."""
+        if call.regex is not None or call.choices:
+            return "a remote server cannot be held to a regex or to choices"
+        return ""
+
+    def stream(self, call: Call, prompt: tuple[int, ...] | None = None) -> RemoteReply:
+        """Starts answering when it is read. ``prompt`` is of no use here: the server has its own
+        template.
+
+        Raises:
+            MissingExtraError: langchain-openai is not installed.
+            RemoteError: The environment variable of the key is not set.
+        """
+        del prompt
+        return RemoteReply(self, call, _runnable(self.tier, call))
+
+    def failed(self, error: Exception) -> RemoteError:
+        """The error for callers; the server is left alone for a while."""
+        wait = _retry_after(error)
+        why = f"remote tier {self.tier.name!r} at {self.tier.url}: {_told(error)}"
+        with self._lock:
+            self._failures += 1
+            pause = min(LONGEST_BREAK_S, 2.0 ** min(self._failures - 1, 6))
+            self._again_at = time.monotonic() + max(pause, wait)
+            self._why = why
+        return RemoteError(why)
+
+    def answered(self) -> None:
+        """It works."""
+        with self._lock:
+            self._failures, self._again_at, self._why = 0, 0.0, ""
+
+
+def ask_briefly(tier: RemoteTier) -> float:
+    """Asks a server one small thing; returns the seconds that it took.
+
+    Raises:
+        MissingExtraError, RemoteError: As `RemoteClient.stream` and `RemoteReply.reply`.
+    """
+    began = time.perf_counter()
+    call = Call((Message("user", "Say OK."),), max_tokens=16)
+    RemoteClient(tier).stream(call).reply()
+    return time.perf_counter() - began
+
+
+class RemoteLease:
+    """A remote tier that is used; there is nothing to hold. Use as a context manager."""
+
+    cold, load_s = False, 0.0
+    events: tuple[str, ...] = ()
+
+    def __init__(self, client: RemoteClient) -> None:
+        self.tier = client
+
+    def release(self) -> None:
+        """Does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+class RemoteReply:
+    """A reply as it comes, in the form of `ReplyStream`."""
+
+    def __init__(self, client: RemoteClient, call: Call, runnable: Any) -> None:
+        self._client, self._call, self._runnable = client, call, runnable
+        self._messages = [_message(message) for message in call.messages]
+        self._began = time.perf_counter()
+        self._first_s: float | None = None
+        self._whole: Any = None
+        self._reply: Reply | None = None
+        self._chunks: Any = None
+
+    def __iter__(self) -> Iterator[Piece]:
+        try:
+            self._chunks = self._runnable.stream(self._messages)
+            for chunk in self._chunks:
+                if piece := self._take(chunk):
+                    yield piece
+            self._finish()
+        except GeneratorExit:
+            raise
+        except Exception as error:
+            raise self._client.failed(error) from error
+
+    async def __aiter__(self) -> AsyncIterator[Piece]:
+        try:
+            async for chunk in self._runnable.astream(self._messages):
+                if piece := self._take(chunk):
+                    yield piece
+            self._finish()
+        except GeneratorExit:
+            raise
+        except Exception as error:
+            raise self._client.failed(error) from error
+
+    def reply(self) -> Reply:
+        """Waits for the end.
+
+        Raises:
+            RemoteError: The server failed; names it and what happened.
+        """
+        if self._reply is None:
+            for _ in self:
+                pass
+        assert self._reply is not None
+        return self._reply
+
+    async def areply(self) -> Reply:
+        """`reply` for coroutines."""
+        if self._reply is None:
+            async for _ in self:
+                pass
+        assert self._reply is not None
+        return self._reply
+
+    def close(self) -> None:
+        """Hangs up, if the server still writes. Safe to call twice."""
+        chunks, self._chunks = self._chunks, None
+        if chunks is not None:
+            chunks.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _take(self, chunk: Any) -> Piece | None:
+        limit = self._call.timeout_s
+        if limit is not None and time.perf_counter() - self._began > limit:
+            raise TimeoutError(f"no whole reply in {limit:g} s")
+        if self._first_s is None:
+            self._first_s = time.perf_counter() - self._began
+        self._whole = chunk if self._whole is None else self._whole + chunk
+        text = _text(chunk)
+        return Piece(text, reasoning=False) if text else None
+
+    def _finish(self) -> None:
+        whole = self._whole
+        told = {} if whole is None else whole.response_metadata
+        reason = told.get("finish_reason")
+        if whole is None or not reason:
+            raise ConnectionError("the stream ended in the middle of the reply")
+        _check_model(self._client.tier.model, str(told.get("model_name") or ""))
+        calls = tuple(_tool_call(chunk) for chunk in whole.tool_call_chunks)
+        first = self._first_s or 0.0
+        usage = whole.usage_metadata or {}
+        details = usage.get("input_token_details") or {}
+        self._reply = Reply(
+            text=_text(whole),
+            tool_calls=calls,
+            finish_reason="tool_calls" if calls else "length" if reason == "length" else "stop",
+            usage=Usage(
+                prompt_tokens=usage.get("input_tokens", 0),
+                cached_tokens=details.get("cache_read") or 0,
+                completion_tokens=usage.get("output_tokens", 0),
+                prefill_s=first,
+                decode_s=time.perf_counter() - self._began - first,
+            ),
+        )
+        self._client.answered()
+
+
+def _runnable(tier: RemoteTier, call: Call) -> Any:
+    """The model with the call's options and tools."""
+    try:
+        from langchain_openai import ChatOpenAI
+    except ImportError as error:
+        raise MissingExtraError(
+            f"remote tier {tier.name!r} is asked through langchain-openai, which is not installed: "
+            "pip install 'tierwise[remote]'"
+        ) from error
+    key = os.environ.get(tier.api_key_env, "") if tier.api_key_env else "none"
+    if not key:
+        raise RemoteError(
+            f"remote tier {tier.name!r} needs its key in the environment variable "
+            f"{tier.api_key_env}, which is not set"
+        )
+    timeout = tier.timeout_s if call.timeout_s is None else min(tier.timeout_s, call.timeout_s)
+    model: Any = ChatOpenAI(
+        model=tier.model,
+        base_url=tier.url,
+        api_key=key,  # type: ignore[arg-type]
+        timeout=timeout,
+        max_retries=0,  # another tier is asked instead
+        stream_usage=True,
+        temperature=call.sampling.temperature,
+        top_p=call.sampling.top_p if call.sampling.temperature else None,
+        seed=call.sampling.seed,
+        max_completion_tokens=call.max_tokens,
+        stop_sequences=list(call.stop) or None,
+    )
+    if call.usable_tools:
+        choice = call.tool_choice if call.tool_choice != "auto" else None
+        options = {} if choice is None else {"tool_choice": choice}
+        tools = [tool.to_openai() for tool in call.usable_tools]
+        return model.bind_tools(tools, parallel_tool_calls=call.parallel_tool_calls, **options)
+    if call.response_schema is not None:
+        schema = {"name": "reply", "schema": dict(call.response_schema)}
+        form: dict[str, Any] = {"type": "json_object"}
+        if call.response_schema:
+            form = {"type": "json_schema", "json_schema": schema}
+        return model.bind(response_format=form)
+    return model
+
+
+def _message(message: Message) -> dict[str, Any]:
+    """As the protocol has it: arguments of calls are text."""
+    out = as_openai(message)
+    out.pop("reasoning_content", None)
+    for call in out.get("tool_calls", ()):
+        function = call["function"]
+        function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+    return out
+
+
+def _tool_call(chunk: Any) -> ToolCall:
+    """Read strictly: langchain would take half of the arguments for all of them."""
+    try:
+        arguments = json.loads(chunk["args"] or "{}")
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict) or not chunk["name"]:
+        raise ValueError("it wrote a tool call that cannot be read")
+    return ToolCall(chunk["name"], arguments, id=chunk["id"] or "")
+
+
+def _text(message: Any) -> str:
+    content = message.content
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text", "") for part in content if isinstance(part, dict))
+
+
+def _check_model(asked: str, told: str) -> None:
+    """Servers may add a date or a path to the name, and no more."""
+    if told and told not in asked and asked not in told:
+        raise ValueError(f"it answers as {told!r}, and {asked!r} was asked for")
+
+
+def _told(error: Exception) -> str:
+    status = getattr(error, "status_code", None)
+    if status == 429:
+        return "it has too many requests (429)"
+    text = " ".join(str(error).split())[:200] or type(error).__name__
+    return f"{text} ({status})" if status else text
+
+
+def _retry_after(error: Exception) -> float:
+    """Seconds that the server asked for; 0 if it did not."""
+    response = getattr(error, "response", None)
+    value = None if response is None else response.headers.get("retry-after")
+    try:
+        return min(600.0, max(0.0, float(value or 0)))
+    except ValueError:  # a date: then our own pause must do
+        return 0.0

@@ -1,0 +1,271 @@
+"""Tiers on other machines: real servers on loopback, and servers that fail in every way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from calibration_factory import PLENTY
+from family_factory import TierSpec, make_family
+from openai_server import OpenAIServer, openai_server
+from scripted_model import FRUIT, write_scripted_gguf
+
+from tierwise.routing.budget import Budget
+from tierwise.routing.cascade import aanswer, answer, stream_answer
+from tierwise.routing.router import Router
+from tierwise.runtime.chat import Call, Message, Tool, ToolCall
+from tierwise.runtime.errors import NoFeasibleTierError, RemoteError
+from tierwise.runtime.family import Family
+from tierwise.runtime.pool import Pool
+from tierwise.runtime.remote_tier import RemoteTier
+
+CALL = Call((Message("user", "Tell me of the banana"),), max_tokens=20)
+WEATHER = Tool(
+    "get_weather",
+    "The weather in a city.",
+    {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+)
+
+
+@pytest.fixture
+def server() -> Iterator[OpenAIServer]:
+    with openai_server() as running:
+        yield running
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Family:
+    file = write_scripted_gguf(tmp_path / "local.gguf", FRUIT, context=2048)
+    return make_family(tmp_path / "family", [TierSpec("local", file)])
+
+
+def with_remote(family: Family, url: str, **options: Any) -> Family:
+    remote = RemoteTier(name="far", url=url, model="great-model", **options)
+    changed = family.model_copy(update={"remotes": (remote,)})
+    changed.save(family.folder)
+    return Family.load(family.folder)
+
+
+@pytest.fixture
+def routers(local: Family) -> Iterator[Any]:
+    pools: list[Pool] = []
+
+    def make(url: str, budget: Budget | None = None, **options: Any) -> Router:
+        tiers = options.pop("tiers", None)
+        family = with_remote(local, url, **options)
+        pools.append(Pool(family, probe=lambda: PLENTY, threads=1))
+        return Router(family, pools[-1], budget, probe=lambda: PLENTY, tiers=tiers)
+
+    yield make
+    for pool in pools:
+        pool.close()
+
+
+def test_a_family_keeps_its_remote_tiers(local: Family, server: OpenAIServer) -> None:
+    family = with_remote(local, server.url, success=0.95)
+    assert family.remotes[0].url == server.url and family.member("far").name == "far"
+    assert b"key" not in (family.folder / "family.json").read_bytes().replace(b"api_key_env", b"")
+
+
+def test_text_comes_as_it_is_written(routers: Any, server: OpenAIServer) -> None:
+    router = routers(server.url)
+    *pieces, result = stream_answer(router, CALL, pin="far")
+    assert [piece.text for piece in pieces] == ["From", " far", " away."]
+    assert result.reply.text == "From far away." and result.reply.finish_reason == "stop"
+    usage = result.reply.usage
+    assert (usage.prompt_tokens, usage.completion_tokens) == (11, 3)
+    assert usage.prefill_s > 0 and usage.decode_s > 0
+    asked = server.asked[0]
+    assert asked["model"] == "great-model" and asked["max_completion_tokens"] == 20
+    assert asked["messages"] == [{"role": "user", "content": "Tell me of the banana"}]
+
+
+def test_the_same_for_coroutines(routers: Any, server: OpenAIServer) -> None:
+    router = routers(server.url)
+
+    async def two() -> list[str]:
+        found = await asyncio.gather(*(aanswer(router, CALL, pin="far") for _ in range(2)))
+        return [one.reply.text for one in found]
+
+    assert asyncio.run(two()) == ["From far away."] * 2
+
+
+def test_tool_calls_go_there_and_come_back(routers: Any, server: OpenAIServer) -> None:
+    server.call = ("get_weather", '{"city": "Oslo"}')
+    router = routers(server.url)
+    earlier = Message("assistant", tool_calls=(ToolCall("get_weather", {"city": "Rome"}, id="a1"),))
+    result = Message("tool", "mild", tool_call_id="a1", tool_name="get_weather")
+    messages = (Message("user", "Rome?"), earlier, result, Message("user", "And Oslo?"))
+    call = Call(messages, (WEATHER,), tool_choice="any")
+    reply = answer(router, call, pin="far").reply
+    assert [(c.name, dict(c.arguments)) for c in reply.tool_calls] == [
+        ("get_weather", {"city": "Oslo"})
+    ]
+    assert reply.finish_reason == "tool_calls"
+    asked = server.asked[0]
+    assert asked["tool_choice"] == "required" and len(asked["tools"]) == 1
+    function = asked["messages"][1]["tool_calls"][0]["function"]
+    assert json.loads(function["arguments"]) == {"city": "Rome"}
+    assert asked["messages"][2]["tool_call_id"] == "a1"
+
+
+def test_a_schema_is_asked_for(routers: Any, server: OpenAIServer) -> None:
+    schema = {"type": "object", "properties": {"x": {"type": "integer"}}}
+    call = Call(CALL.messages, response_schema=schema, max_tokens=20)
+    answer(routers(server.url), call, pin="far")
+    asked = server.asked[0]["response_format"]
+    assert asked["type"] == "json_schema" and asked["json_schema"]["schema"] == schema
+
+
+def test_it_is_asked_last_and_what_it_takes_is_learned(routers: Any, server: OpenAIServer) -> None:
+    router = routers(server.url)
+    decision = router.decide(CALL)
+    assert [f.tier for f in decision.forecasts] == ["local", "far"]
+    assert decision.tier == "local"  # no better as far as anybody knows, and slower
+    far = decision.forecasts[1]
+    assert far.memory_bytes == 0 and far.joules == 0 and far.feasible
+    for _ in range(12):
+        answer(router, CALL, pin="far")
+    assert router.decide(CALL).forecasts[1].seconds < 0.6 * far.seconds
+    better = routers(server.url, Budget(quality=1.0), success=0.99)
+    assert better.decide(CALL).tier == "far"
+    assert [one.name for one in better.better_than("local")] == ["far"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        ("hang", "imed out"),
+        ("drop", ""),
+        ("throttle", "too many requests"),
+        ("broken", "500"),
+        ("liar", "answers as 'something-else', and 'great-model' was asked for"),
+        ("nonsense", ""),
+        ("bad call", "tool call that cannot be read"),
+    ],
+)
+def test_a_server_that_fails_is_routed_around(
+    routers: Any, server: OpenAIServer, mode: str, said: str
+) -> None:
+    server.mode = mode
+    if mode == "bad call":
+        server.call = ("get_weather", '{"city": "Oslo"}')
+    router = routers(server.url, Budget(quality=1.0), success=0.99, timeout_s=0.5)
+    began = time.monotonic()
+    result = answer(router, CALL)
+    assert result.final.decision.tier == "local" and result.reply.text == FRUIT["banana"]
+    assert time.monotonic() - began < 10
+    after = router.decide(CALL)
+    assert after.tier == "local" and "asked again in" in after.forecasts[1].verdict
+    assert said in after.forecasts[1].verdict
+    if mode == "throttle":  # as long as the server asked for
+        assert "asked again in 30 s" in after.forecasts[1].verdict
+    count = len(server.asked)
+    answer(router, CALL)
+    assert len(server.asked) == count  # and is left alone meanwhile
+
+
+def test_after_its_break_it_is_asked_again(routers: Any, server: OpenAIServer) -> None:
+    server.mode = "broken"
+    router = routers(server.url, Budget(quality=1.0), success=0.99)
+    answer(router, CALL)
+    server.mode = "ok"
+    deadline = time.monotonic() + 10
+    while answer(router, CALL).final.decision.tier != "far":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_pinned_server_that_fails_says_so(routers: Any, server: OpenAIServer) -> None:
+    server.mode = "broken"
+    router = routers(server.url)
+    with pytest.raises(RemoteError, match=r"remote tier 'far' at http://127\.0\.0\.1.*500"):
+        answer(router, CALL, pin="far")
+    with pytest.raises(NoFeasibleTierError, match="asked again in"):
+        answer(router, CALL, pin="far")
+    nobody = routers("http://127.0.0.1:9/v1")
+    with pytest.raises(RemoteError, match="remote tier 'far'"):
+        answer(nobody, CALL, pin="far")
+
+
+def test_what_has_left_stands_when_the_stream_drops(routers: Any, server: OpenAIServer) -> None:
+    server.mode = "drop"
+    router = routers(server.url, Budget(quality=1.0), success=0.99)
+    events = stream_answer(router, CALL)
+    assert next(events).text == "From"  # type: ignore[union-attr]
+    with pytest.raises(RemoteError):
+        next(events)
+
+
+def test_keys_come_from_the_environment(
+    routers: Any, server: OpenAIServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router = routers(server.url, api_key_env="FAR_KEY")
+    monkeypatch.delenv("FAR_KEY", raising=False)
+    with pytest.raises(RemoteError, match="environment variable FAR_KEY, which is not set"):
+        answer(router, CALL, pin="far")
+    monkeypatch.setenv("FAR_KEY", "sesame")
+    answer(router, CALL, pin="far")
+    assert server.keys == ["Bearer sesame"]
+
+
+def test_what_a_server_cannot_promise_stays_here(routers: Any, server: OpenAIServer) -> None:
+    router = routers(server.url, Budget(quality=1.0), success=0.99, context_tokens=64)
+    choices = Call(CALL.messages, choices=("Yes", "No"), max_tokens=4)
+    assert "regex or to choices" in router.decide(choices).forecasts[1].verdict
+    long = Call((Message("user", "word " * 80),), max_tokens=10)
+    assert "more than its context of 64" in router.decide(long).forecasts[1].verdict
+    assert not server.asked
+
+
+def test_only_remote_tiers_may_be_enabled(routers: Any, server: OpenAIServer) -> None:
+    router = routers(server.url, tiers=["far"])
+    assert router.tiers == () and router.decide(CALL).tier == "far"
+    assert answer(router, CALL).reply.text == "From far away."
+
+
+# --- llama.cpp's own server -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def llama_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    file = write_scripted_gguf(
+        tmp_path_factory.mktemp("served") / "served.gguf", {**FRUIT, "extra": "Yes."}, context=2048
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "llama_cpp.server", "--model", str(file), "--n_ctx", "1024"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--n_threads", "1"]
+    command += ["--model_alias", "great-model"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+        url = f"http://127.0.0.1:{port}/v1"
+        deadline = time.monotonic() + 120
+        while True:
+            assert running.poll() is None and time.monotonic() < deadline
+            try:
+                httpx.get(f"{url}/models", timeout=5).raise_for_status()
+                break
+            except httpx.HTTPError:
+                time.sleep(0.2)
+        yield url
+        running.terminate()
+
+
+@pytest.mark.slow
+def test_a_real_llama_server(routers: Any, llama_server: str) -> None:
+    router = routers(llama_server, Budget(quality=1.0), success=0.99)
+    result = answer(router, CALL)
+    assert result.final.decision.tier == "far"
+    assert result.reply.text.strip() == FRUIT["banana"]
+    *pieces, streamed = stream_answer(router, CALL)
+    assert len(pieces) > 2 and streamed.reply.text.strip() == FRUIT["banana"]
