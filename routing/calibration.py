@@ -173,7 +173,7 @@ def fit_calibration(
     if not 0 <= floor <= 1:
         raise ConfigError(f"floor must be in 0..1, got {floor}")
     names = [tier.name for tier in tiers]
-    parts = _split(data, seed)
+    parts = parts_of(data, seed)
     estimators = _estimators(family, names)
     areas = _areas(data, parts.fit, estimators, seed)
     name = max(areas, key=lambda one: -1.0 if np.isnan(areas[one]) else areas[one])
@@ -237,7 +237,8 @@ def _verified(data: Labelled) -> Floats:
     return np.stack(columns, axis=1)
 
 
-def _split(data: Labelled, seed: int) -> Split:
+def parts_of(data: Labelled, seed: int) -> Split:
+    """The calls to learn from, to make chances honest on, and to judge by: the same for a seed."""
     strata = [(suite, *row) for suite, row in zip(data.suites, data.y.tolist(), strict=True)]
     return split(data.groups, strata, seed=seed)
 

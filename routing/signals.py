@@ -54,8 +54,15 @@ class Signals:
 
     def __call__(self, tier: int, chance: float, margins: Sequence[float]) -> float:
         """Of one reply of the tier of that number, which had this chance before."""
-        z = np.array([float(_log_odds(np.array(chance))), *sureness(margins), 1.0])
-        return float(1 / (1 + np.exp(-(self.weights[tier] @ z))))
+        sure = np.array([[sureness(margins)] * len(self.weights)])
+        return float(self.after(np.full((1, len(self.weights)), chance), sure)[0, tier])
+
+    def after(self, chances: Floats, sure: Floats) -> Floats:
+        """Of replies of every tier, shape (n, tiers); arguments as of `fit`."""
+        z = np.concatenate((_log_odds(chances)[..., None], sure), axis=2)
+        odds = (z * self.weights[:, :-1]).sum(axis=2) + self.weights[:, -1]
+        later: Floats = 1 / (1 + np.exp(-odds))
+        return later
 
 
 def _log_odds(chance: Floats) -> Floats:

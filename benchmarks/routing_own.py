@@ -1,0 +1,109 @@
+"""Is routing worth it on a family's own outcomes? Against always the largest tier, and controls.
+
+    python benchmarks/routing_own.py FAMILY [--runs N] [--quality Q...] [--json FILE]
+
+Reads what `tierwise calibrate FAMILY` has collected (all suites together) and asks nobody. Each run
+splits it anew, learns, and decides for the part that nothing was learned from; all figures are of
+those parts, median, smallest and largest over the runs.
+
+``quality_retained``: share of calls answered rightly ÷ that of always asking the largest tier.
+``seconds_saved``: share of its seconds. ``verdict_route``: in how many runs routing beat all
+controls. ``cascade_gain``: by how much the area under quality over cost is larger where replies
+that their tier was not sure of go on to the next one, the second call being paid for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import arguments, report, say, spread
+
+from tierwise import Family
+from tierwise.evaluation.outcomes import OUTCOMES, OutcomeStore
+from tierwise.routing.calibration import Calibration, fit_calibration, parts_of
+from tierwise.routing.controls import cheapest_that_will_do
+from tierwise.routing.labelled import Labelled, labelled
+from tierwise.routing.metrics import aiq
+from tierwise.runtime.profile import family_profiles
+
+THRESHOLDS = tuple(round(step / 20, 2) for step in range(21))
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("family", type=Path)
+    parser.add_argument("--quality", type=float, nargs="*", default=[0.9, 0.95, 0.98])
+    options = parser.parse_args()
+    family = Family.load(options.family)
+    tiers = family.tiers
+    with OutcomeStore(family.folder / OUTCOMES) as store:
+        data = labelled(store, tiers, family_profiles(family))
+    say(f"{len(data)} calls: " + ", ".join(f"{suite}" for suite in sorted(set(data.suites))))
+    figures: dict[str, Any] = {
+        "calls": len(data),
+        "right": dict(zip([t.name for t in tiers], data.y.mean(axis=0).round(4), strict=True)),
+        "seconds": dict(
+            zip([t.name for t in tiers], data.spent.mean(axis=0).round(4), strict=True)
+        ),
+    }
+    runs = [fit_calibration(data, family, tiers, seed=seed) for seed in range(options.runs)]
+    tests = [parts_of(data, seed).test for seed in range(options.runs)]
+    for quality in options.quality:
+        rows = [at(quality, found, data, t) for found, t in zip(runs, tests, strict=True)]
+        figures[f"quality {quality}"] = {
+            name: spread([row[name] for row in rows]) for name in rows[0]
+        }
+    gains = [cascade_gain(found, data, t) for found, t in zip(runs, tests, strict=True)]
+    figures["cascade_gain"] = spread(gains)
+    figures["estimators"] = [found.estimator for found in runs]
+    figures["verdict_route"] = sum(found.verdict.route for found in runs)
+    figures["verdict"] = runs[0].verdict.reason
+    report(figures, options.json)
+
+
+def at(quality: float, found: Calibration, data: Labelled, test: Any) -> dict[str, float]:
+    """What routing with this quality comes to, against always the largest."""
+    choice = cheapest_that_will_do(found.judged.predicted, found.judged.cost, quality)
+    largest = int(np.argmax(data.spent.mean(axis=0)))
+    rows = np.arange(len(test))
+    right, spent = data.y[test], data.spent[test]
+    return {
+        "quality_retained": float(right[rows, choice].mean() / max(1e-9, right[:, largest].mean())),
+        "seconds_saved": float(1 - spent[rows, choice].sum() / spent[:, largest].sum()),
+    }
+
+
+def cascade_gain(found: Calibration, data: Labelled, test: Any) -> float:
+    """Area of route and cascade less that of routing alone."""
+    if found.signals is None:
+        return 0.0
+    predicted, cost = found.judged.predicted, found.judged.cost
+    right, spent, sure = data.y[test], data.spent[test], data.sure[test]
+    order = np.argsort(spent.mean(axis=0))
+    best = int(np.argmax(found.means))
+    after = found.signals.after(predicted, sure)
+    rows = np.arange(len(test))
+    curves: dict[str, list[tuple[float, float]]] = {"route": [], "cascade": []}
+    for threshold in THRESHOLDS:
+        choice = cheapest_that_will_do(predicted, cost, threshold)
+        once = spent[rows, choice], right[rows, choice]
+        curves["route"].append((once[0].mean(), once[1].mean()))
+        doubted = (after[rows, choice] < threshold * predicted[rows, best]) & (choice != best)
+        seconds = once[0] + doubted * spent[rows, best]
+        quality = np.where(doubted, right[rows, best], once[1])
+        curves["cascade"].append((seconds.mean(), quality.mean()))
+    ends = spent.mean(axis=0)
+    areas = {
+        name: aiq(
+            *(np.array(column) for column in zip(*points, strict=True)), ends.min(), ends.max()
+        )
+        for name, points in curves.items()
+    }
+    gap = right[:, best].mean() - right[:, int(order[0])].mean()
+    return float((areas["cascade"] - areas["route"]) / gap) if gap > 0 else 0.0
+
+
+if __name__ == "__main__":
+    main()
