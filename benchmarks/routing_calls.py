@@ -31,7 +31,7 @@ from tierwise.evaluation.task_generator import generate_tasks
 from tierwise.routing.answer import Answer
 from tierwise.routing.calibration_store import calibration_of
 from tierwise.routing.cascade import answer
-from tierwise.runtime.errors import NoFeasibleTierError
+from tierwise.runtime.errors import CallError, NoFeasibleTierError
 from tierwise.runtime.pool import Pool
 from tierwise.runtime.profile import family_profiles
 from tierwise.runtime.resources import Resources, probe
@@ -90,7 +90,7 @@ def main() -> None:
             budget = drawn(rng, least, smallest)
             try:
                 found = answer(router, task.call, budget=budget)
-            except NoFeasibleTierError:
+            except (NoFeasibleTierError, CallError):
                 refused += 1
                 continue
             errors += off(found)

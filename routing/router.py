@@ -156,7 +156,8 @@ class Router:
         success = dict(self._success(difficulty))
         if self.calibration is not None:
             success |= self.calibration.success(call, prompt)
-            self.adaptation.seen(success)
+            if above is None:  # an escalation is the same call once more
+                self.adaptation.seen(success)
         best = max((success[tier.name] for tier in self.tiers), default=1.0)
         for remote in self.remotes:
             success[remote.name] = best if remote.success is None else remote.success
