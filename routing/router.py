@@ -161,7 +161,8 @@ class Router:
         best = max((success[tier.name] for tier in self.tiers), default=1.0)
         for remote in self.remotes:
             success[remote.name] = best if remote.success is None else remote.success
-        success = self.adaptation.corrected(success)
+        if budget.guarantee is None:  # a promise was tested on chances as they were learned
+            success = self.adaptation.corrected(success)
         budget = self._granted(budget)
         resident = self.pool.resident()
         made = Forecaster(self.pool, self.cost, call, prompts, budget, resources)
@@ -192,9 +193,11 @@ class Router:
                 f"guarantee={budget.guarantee} cannot be given: {str(self.family.folder)!r} is not "
                 "calibrated. Run tierwise calibrate, or leave it out."
             )
-        promise = self.adaptation.kept(self.calibration.promise(budget.quality, budget.guarantee))
-        quality = 1.0 if promise.threshold is None else promise.threshold
-        return budget.model_copy(update={"quality": quality})
+        quality = None
+        if self.calibration.verdict.route:  # else chances are not those that it was tested on
+            promise = self.calibration.promise(budget.quality, budget.guarantee)
+            quality = self.adaptation.kept(promise).threshold
+        return budget.model_copy(update={"quality": 1.0 if quality is None else quality})
 
     def doubt(self, decision: Decision, reply: Reply, budget: Budget) -> str:
         """Why a better tier should be asked after this reply, in English; "" for no cause.

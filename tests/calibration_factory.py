@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from family_factory import TierSpec, make_family
+from scripted_model import write_scripted_gguf
 from tiny_models import write_tiny_gguf
 
 from tierwise.evaluation.outcomes import KnownTask, OutcomeStore, TierOutcome
@@ -38,6 +39,19 @@ def by_kind(hard: bool, chance: float) -> tuple[bool, bool]:
 
 def by_chance(hard: bool, chance: float) -> tuple[bool, bool]:
     return chance < 0.6, 0.2 < chance < 0.9
+
+
+def scripted_pair(folder: Path, script: Mapping[str, str], *, context: int = 2048) -> Family:
+    """Two tiers that reply alike, the large one better and slower by what was measured of it."""
+    files = [
+        write_scripted_gguf(folder / f"{extra}.gguf", {**script, extra: "Yes."}, context=context)
+        for extra in ("small", "large")  # profiles go by the file, so the files must differ
+    ]
+    specs = [
+        TierSpec("small", files[0], kl=0.1),
+        TierSpec("large", files[1], prefill=100.0, decode=10.0),
+    ]
+    return make_family(folder / "pair", specs)
 
 
 def two_tiers(folder: Path) -> Family:

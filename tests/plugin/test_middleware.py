@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from family_factory import TierSpec, make_family
+from calibration_factory import scripted_pair
 from langchain.agents import create_agent
 from langchain.agents.middleware import ModelFallbackMiddleware, ModelRetryMiddleware
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
 from langchain_core.tools import ToolException, tool
-from scripted_model import write_scripted_gguf
 
 from tierwise import Budget, ChatTierwise, TierRoutingMiddleware
 from tierwise.runtime.errors import ConfigError
@@ -51,16 +50,7 @@ Make = Callable[..., ChatTierwise]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    work = tmp_path
-    files = [
-        write_scripted_gguf(work / f"{extra}.gguf", {**SCRIPT, extra: "Yes."}, context=8192)
-        for extra in ("small", "large")  # profiles go by the file
-    ]
-    specs = [
-        TierSpec("small", files[0], kl=0.1),
-        TierSpec("large", files[1], prefill=100.0, decode=10.0),
-    ]
-    return make_family(work / "pair", specs).folder
+    return scripted_pair(tmp_path, SCRIPT, context=8192).folder
 
 
 @pytest.fixture

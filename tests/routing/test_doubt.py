@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from calibration_factory import PLENTY, made_calibration
-from family_factory import TierSpec, make_family
-from scripted_model import FRUIT, write_scripted_gguf
+from calibration_factory import PLENTY, made_calibration, scripted_pair
+from scripted_model import FRUIT
 
 from tierwise.routing.budget import Budget
 from tierwise.routing.calibration import Calibration
@@ -27,15 +26,7 @@ NEVER, ALWAYS = [0.0, 0.0, 0.0, -9.0], [0.0, 0.0, 0.0, 9.0]
 
 @pytest.fixture
 def family(tmp_path: Path) -> Family:
-    files = [
-        write_scripted_gguf(tmp_path / f"{extra}.gguf", {**FRUIT, extra: "Yes."}, context=2048)
-        for extra in ("small", "large")
-    ]
-    specs = [
-        TierSpec("small", files[0], kl=0.1),
-        TierSpec("large", files[1], prefill=100.0, decode=10.0),
-    ]
-    return make_family(tmp_path / "pair", specs)
+    return scripted_pair(tmp_path, FRUIT)
 
 
 @pytest.fixture
@@ -84,3 +75,17 @@ def test_margins_raise_and_lower_a_chance() -> None:
     found = Signals.fit(np.full((400, 1), 0.5), sure, y[:, None])
     assert found(0, 0.5, (0.7, 0.9, 0.8)) > 0.8 > 0.2 > found(0, 0.5, (0.01, 0.9, 0.8))
     assert sureness(()) == (1.0, 1.0) and sureness((0.2, 0.4)) == (0.2, pytest.approx(0.3))
+
+
+def test_a_promise_rests_on_chances_as_they_were_learned(family: Family, pool: Pool) -> None:
+    routed = router(family, pool, made_calibration())
+    budget = Budget(quality=0.5, guarantee=0.9)
+    plain = routed.decide(CALL).forecasts[0].success
+    for _ in range(30):
+        routed.adaptation.observe("small", plain, False)
+    assert routed.decide(CALL).forecasts[0].success < 0.5 * plain
+    assert routed.decide(CALL, budget=budget).forecasts[0].success == plain
+    # Where routing does not pay, chances are means, which nothing was promised of.
+    fixed = router(family, pool, made_calibration(route=False))
+    assert fixed.decide(CALL).tier == "small"
+    assert fixed.decide(CALL, budget=budget).tier == "large"

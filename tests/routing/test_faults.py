@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from calibration_factory import PLENTY
+from calibration_factory import PLENTY, scripted_pair
 from family_factory import TierSpec, make_family
-from scripted_model import FRUIT, write_scripted_gguf
+from scripted_model import FRUIT
 from tiny_models import write_tiny_gguf
 
 from tierwise.routing.budget import Budget
@@ -37,15 +37,7 @@ class Machine:
 
 @pytest.fixture
 def family(tmp_path: Path) -> Family:
-    files = [
-        write_scripted_gguf(tmp_path / f"{extra}.gguf", {**FRUIT, extra: "Yes."}, context=2048)
-        for extra in ("small", "large")
-    ]
-    specs = [
-        TierSpec("small", files[0], kl=0.1),
-        TierSpec("large", files[1], prefill=100.0, decode=10.0),
-    ]
-    return make_family(tmp_path / "pair", specs)
+    return scripted_pair(tmp_path, FRUIT)
 
 
 @pytest.fixture
