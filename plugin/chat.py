@@ -77,7 +77,9 @@ class ChatTierwise(RoutedModel, BaseChatModel):
         Raises:
             ConfigError: It is no reply of this model, or of so long ago that it is not known.
         """
-        answer_id = reply if isinstance(reply, str) else reply.response_metadata.get("id", "")
+        answer_id = reply if isinstance(reply, str) else reply.response_metadata.get("id")
+        if not answer_id:
+            raise ConfigError("feedback is on replies of this model; that message is none of them")
         self.router.feedback(answer_id, ok)
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:

@@ -21,7 +21,7 @@ from tierwise.routing.estimators_neighbours import GuardedKNN
 from tierwise.routing.estimators_prior import StructuralPrior
 from tierwise.routing.features import PLAIN_SPEC, FeatureSpec, call_features
 from tierwise.routing.isotonic import Reliability, TierCurves, reliability
-from tierwise.routing.labelled import Labelled, kinds
+from tierwise.routing.labelled import Labelled
 from tierwise.routing.metrics import Sweep
 from tierwise.routing.representation import Floats
 from tierwise.routing.risk import Guarantee, guarantee
@@ -188,7 +188,7 @@ def fit_calibration(
     test = parts.test
     raw = predictor.predict(data.x[test]) if len(test) else np.zeros((0, len(names)))
     predicted = raw if curves is None or not len(test) else curves(raw)
-    expected = data.expected(parts.fit, kinds(data.calls), data.spent)[test]
+    expected = data.expected(parts.fit)[test]
     choice = cheapest_that_will_do(predicted, expected, floor)
     groups = [data.groups[row] for row in test]
     verdict = judge(

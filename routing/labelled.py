@@ -50,20 +50,16 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.calls)
 
-    def expected(self, rows: NDArray[np.intp], of: Sequence[str], costs: Floats) -> Floats:
-        """What calls of each kind cost on average, shape (n, tiers): a forecast of ``spent``.
+    def expected(self, rows: NDArray[np.intp]) -> Floats:
+        """A forecast of ``spent``, shape (n, tiers): its mean over calls of the same kind.
 
         Args:
-            rows: Those that the means are taken of.
-            of: Kind of each call.
-            costs: To take means of, shape (n, tiers).
+            rows: That the means are taken of.
         """
-        whole = costs[rows].mean(axis=0)
-        out = np.tile(whole, (len(self), 1))
-        for kind in set(of):
-            own = [row for row in rows if of[row] == kind]
-            if own:
-                out[[i for i, one in enumerate(of) if one == kind]] = costs[own].mean(axis=0)
+        out = np.tile(self.spent[rows].mean(axis=0), (len(self), 1))
+        kinds = np.array([kind_of(call) for call in self.calls])
+        for kind in set(kinds[rows].tolist()):
+            out[kinds == kind] = self.spent[rows][kinds[rows] == kind].mean(axis=0)
         return out
 
 
@@ -116,11 +112,6 @@ def labelled(
         spent=np.array(spent),
         lengths=np.array([len(_request(call)) for call in calls], float),
     )
-
-
-def kinds(calls: Sequence[Call]) -> list[str]:
-    """What kind of reply each wants."""
-    return [kind_of(call) for call in calls]
 
 
 def _seconds(costs: CostModel, tier: Tier, outcome: TierOutcome) -> float:

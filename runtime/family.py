@@ -238,19 +238,11 @@ class Family(Record):
 
     _folder: Path = Path()
 
-    @field_validator("tiers")
-    @classmethod
-    def _names_differ(cls, tiers: tuple[Tier, ...]) -> tuple[Tier, ...]:
-        names = [tier.name for tier in tiers]
-        if len(set(names)) != len(names):
-            raise ValueError(f"tier names must differ, got {names}")
-        return tiers
-
     @model_validator(mode="after")
-    def _remote_names_differ(self) -> Self:
+    def _names_differ(self) -> Self:
         names = self._names
         if len(set(names)) != len(names):
-            raise ValueError(f"names of tiers and remote tiers must differ, got {names}")
+            raise ValueError(f"tier names must differ, got {names}")
         return self
 
     @property

@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any, Self
 
 from tierwise.runtime.chat import Call, Message, Reply, ToolCall, Usage
@@ -145,25 +146,26 @@ class RemoteReply:
         self._chunks: Any = None
 
     def __iter__(self) -> Iterator[Piece]:
-        try:
+        with self._failures_told():
             self._chunks = self._runnable.stream(self._messages)
             for chunk in self._chunks:
                 if piece := self._take(chunk):
                     yield piece
             self._finish()
-        except GeneratorExit:
-            raise
-        except Exception as error:
-            raise self._client.failed(error) from error
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
-        try:
-            async for chunk in self._runnable.astream(self._messages):
-                if piece := self._take(chunk):
-                    yield piece
+        with self._failures_told():
+            async with aclosing(self._runnable.astream(self._messages)) as chunks:
+                async for chunk in chunks:
+                    if piece := self._take(chunk):
+                        yield piece
             self._finish()
-        except GeneratorExit:
-            raise
+
+    @contextmanager
+    def _failures_told(self) -> Iterator[None]:
+        """Whatever goes wrong is the server's fault, and it is left alone for a while."""
+        try:
+            yield
         except Exception as error:
             raise self._client.failed(error) from error
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from family_factory import TierSpec, make_family
+from langchain_core.messages import AIMessage
 from scripted_model import FRUIT, write_scripted_gguf
 
 from tierwise import Budget, ChatTierwise
@@ -40,6 +41,8 @@ def test_feedback_on_a_reply_changes_what_is_forecast(folder: Path) -> None:
         for wrong in (other, "nobody", "x" * 32):  # each reply can be judged once
             with pytest.raises(ConfigError, match="no reply"):
                 model.feedback(wrong, ok=True)
+        with pytest.raises(ConfigError, match="none of them"):
+            model.feedback(AIMessage("from another model"), ok=True)
 
 
 def test_decisions_are_logged_with_what_was_said_of_them(folder: Path, tmp_path: Path) -> None:
