@@ -18,7 +18,7 @@ from tierwise.evaluation.divergence import BaseDistribution, kv_divergence
 from tierwise.evaluation.drafting import measure_drafting, worth_measuring
 from tierwise.evaluation.profiling import measure_profile
 from tierwise.evaluation.quick_speed import quick_speed
-from tierwise.evaluation.success import Outcome, run_suite
+from tierwise.evaluation.success import Outcome, run_suite, suite_tier
 from tierwise.evaluation.task_generator import generate_tasks
 from tierwise.evaluation.tasks import Task, suite_name, summarize
 from tierwise.evaluation.texts import chat_documents, take_tokens
@@ -29,7 +29,6 @@ from tierwise.runtime.errors import OutOfMemoryError, UnsupportedModelError
 from tierwise.runtime.family import Base, Divergence, Sample, SuiteResult, Tier
 from tierwise.runtime.files import FileHashes
 from tierwise.runtime.llama import Model
-from tierwise.runtime.loaded_tier import LoadedTier
 from tierwise.runtime.profile import Profile, load_profile, machine_fingerprint, save_profile
 from tierwise.runtime.record import Record
 
@@ -109,11 +108,11 @@ def success_of(
         menu: See `generate_tasks`.
         context_tokens: That the model was trained for; at most `SUITE_CONTEXT` are used.
     """
+    suite = generate_tasks(tasks, seed=seed, split="test", menu=menu)
     with (
         reporter.stage(f"Tool tasks with {name}") as progress,
-        LoadedTier(file, n_ctx=min(SUITE_CONTEXT, context_tokens), threads=threads) as tier,
+        suite_tier(file, suite, min(SUITE_CONTEXT, context_tokens), threads=threads) as tier,
     ):
-        suite = generate_tasks(tasks, seed=seed, split="test", menu=menu)
         outcomes = run_suite(tier, suite, progress=progress)
     passed = [outcome.passed for outcome in outcomes]
     picks = np.linspace(0, len(outcomes) - 1, min(SAMPLES, len(outcomes))).round().astype(int)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
 
 from tierwise.evaluation.outcomes import KnownTask, OutcomeStore, TierOutcome
 from tierwise.evaluation.own_prompts import OwnTask
-from tierwise.evaluation.success import Outcome, run_suite
+from tierwise.evaluation.success import AT_ONCE, REPLY_ROOM, Outcome, run_suite
 from tierwise.evaluation.suites import Suite
 from tierwise.evaluation.tasks import Checkable
 from tierwise.runtime.energy import EnergyMeter
@@ -24,9 +25,6 @@ from tierwise.runtime.pool import Pool
 BLOCK = 16
 TIMED = 2
 """Tasks of a block that run alone, so that their seconds are those of a call."""
-
-REPLY_ROOM = 512
-"""Tokens of context kept for a reply whose length nobody limits."""
 
 Item = tuple[Checkable, str]
 Progress = Callable[[str, float], None]
@@ -126,9 +124,12 @@ def _turn(
             seconds, energy = time.perf_counter() - began, meter.lap()
             joules = None if energy.source == "estimated" else energy.joules
             rows.append(_row(suite, tier, task, outcome, seconds, joules))
-        for task, outcome in zip(
-            tasks[TIMED:], run_suite(lease.tier, list(map(_limited, tasks[TIMED:]))), strict=True
-        ):
+        rest = tasks[TIMED:]
+        with ExitStack() as more:
+            for _ in rest[1:AT_ONCE]:  # a lease for each makes room for each
+                more.enter_context(pool.acquire(tier, context_tokens=room))
+            outcomes = run_suite(lease.tier, list(map(_limited, rest)))
+        for task, outcome in zip(rest, outcomes, strict=True):
             rows.append(_row(suite, tier, task, outcome, None, None))
     store.add(
         [KnownTask(suite.name, t.id, groups[t.id], call_to_json(t.call)) for t in tasks], rows

@@ -39,12 +39,12 @@ PREFILL_TOKENS = 512
 DECODE_TOKENS = 48
 SINGLE_RUN_TOKENS = 256
 """Of the prompt, where each speed is measured once."""
-WARM_UP_TOKENS = 4
-"""Of the reply before a single run."""
+WARM_UP_PROMPT, WARM_UP_REPLY = 128, 4
+"""Tokens before a single run: a whole micro-batch, so that all buffers are in use."""
 STEP_TOKENS = (1, 2, 4, 8, 16)
 STEP_SEQUENCES = (1, 2, 4, 8)
 STEP_RUNS = 8
-"""At least so many of each step, which is too short for a few to do."""
+"""Of each step at least, which is too short for a few to do; half of them in a single run."""
 _TEXT = "The weather in Paris is mild today, and the museum by the river opens at nine. "
 
 Progress = Callable[[str, float], None]
@@ -158,7 +158,10 @@ def _measure(
             grammars.matcher("start: /a/")  # builds the token trie
             grammars.close()
             progress("warm-up", 0.1)
-            _time_call(context, prompt, decode_tokens if runs > 1 else WARM_UP_TOKENS)
+            if runs > 1:
+                _time_call(context, prompt, decode_tokens)
+            else:
+                _time_call(context, prompt[:WARM_UP_PROMPT], WARM_UP_REPLY)
             resident = psutil.Process().memory_info().rss - before
             cells = context.n_ctx
             timings = []
@@ -268,7 +271,7 @@ def _time_sequences(context: Context, prompt: list[int], runs: int) -> dict[int,
 def _seconds(context: Context, chunks: list[Chunk], runs: int) -> float:
     """Of one step, which is taken back."""
     times = []
-    for _ in range(max(runs, STEP_RUNS)):
+    for _ in range(max(runs, STEP_RUNS) if runs > 1 else STEP_RUNS // 2):
         began = time.perf_counter()
         row = context.run(chunks)[-1]
         context.logits(row)

@@ -6,16 +6,30 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from tierwise.evaluation.tasks import SUITE_NAME, Checkable, Task, summarize
 from tierwise.runtime.chat import Reply
+from tierwise.runtime.chat_template import ChatTemplate
 from tierwise.runtime.errors import CallError
 from tierwise.runtime.family import SuiteResult
+from tierwise.runtime.llama import Model
 from tierwise.runtime.loaded_tier import LoadedTier, ReplyStream
+from tierwise.runtime.memory import predict_memory
+from tierwise.runtime.pool import PREFIX_BYTES
+from tierwise.runtime.prefix_cache import HostCache
+from tierwise.runtime.prompt_tokens import PromptTokenizer
+from tierwise.runtime.resources import probe
 
 AT_ONCE = 8
 """Tasks that share a tier: one alone would leave most of the processor's arithmetic idle."""
+
+REPLY_ROOM = 512
+"""Tokens of context kept for a reply whose length nobody limits."""
+
+_STEP = 256
+"""Contexts are multiples of so many tokens."""
 
 
 T = TypeVar("T", bound=Checkable)
@@ -28,6 +42,37 @@ class Outcome(Generic[T]):
     task: T
     reply: Reply
     passed: bool
+
+
+def suite_tier(
+    path: Path, tasks: Sequence[Checkable], context_tokens: int, *, threads: int
+) -> LoadedTier:
+    """Loads a tier to answer a suite, with room for `AT_ONCE` of its longest calls.
+
+    Fewer at once where they would take more than half of the memory that is free. Prefixes that
+    tasks share, but not in a row, are kept aside: else every other task would read its tools anew.
+
+    Args:
+        path: The GGUF file.
+        tasks: Of the suite.
+        context_tokens: Of the longest context; longer calls count as failed.
+        threads: For llama.cpp.
+
+    Raises:
+        ModelError: The file cannot be loaded.
+    """
+    with Model(path, vocab_only=True) as model:
+        template, tokenize = ChatTemplate.of(model), PromptTokenizer(model)
+        longest = max(
+            len(tokenize(template.render(task.call))) + (task.call.max_tokens or REPLY_ROOM)
+            for task in tasks
+        )
+    n_ctx = min(context_tokens, -(-longest // _STEP) * _STEP)
+    slots, free = AT_ONCE, probe().available_bytes // 2
+    while slots > 1 and predict_memory(path, n_ctx, slots=slots).total_bytes > free:
+        slots //= 2
+    host = HostCache(PREFIX_BYTES)
+    return LoadedTier(path, n_ctx=n_ctx, threads=threads, slots=slots, host=host)
 
 
 def run_suite(

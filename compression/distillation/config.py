@@ -75,8 +75,8 @@ class DistillConfig(BaseModel):
         cross_entropy: Share of the token that really follows in the loss of replies that are
             known to be right (those of made conversations and of your transcripts); the rest is the
             distance from the teacher. A student learns to call better than a teacher that is often
-            wrong: SmolLM2-135M with 1,152 of 1,536 channels did 52 of 120 tasks of BFCL multiple after
-            125,000 tokens of right calls alone, and its teacher 46.
+            wrong: SmolLM2-135M with 1,152 of 1,536 channels did 52 of 120 tasks of BFCL multiple
+            after 125,000 tokens of right calls alone, and its teacher 46.
         hidden: Weight of the hidden-state loss over the surviving layers.
         hidden_kind: "cosine" or "mse".
         anchor: λ of λ‖θ − θ₀‖².

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tiny_models import write_scripted_gguf, write_tiny_gguf
 
-from tierwise.evaluation.success import measure_success, run_suite
+from tierwise.evaluation.success import AT_ONCE, measure_success, run_suite, suite_tier
 from tierwise.evaluation.task_generator import generate_tasks
 from tierwise.evaluation.tasks import SUITE_NAME, Grade, Kind, Task
 from tierwise.runtime.chat import Call, Message, Reply, Tool, ToolCall
@@ -140,3 +140,31 @@ def test_the_real_suite_runs_and_repeats(tmp_path: Path) -> None:
         first = measure_success(tier, tasks, seed=1)
         assert measure_success(tier, tasks, seed=1) == first
     assert first.overall.n == 4 and set(first.by_kind) == {one.kind for one in tasks}
+
+
+def test_tools_that_tasks_share_are_read_once(tmp_path: Path) -> None:
+    """Though others come between, and more tasks than are answered at once."""
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", context=4096, layers=1)
+    tasks = [
+        replace(one, call=replace(one.call, max_tokens=8))
+        for one in generate_tasks(3 * AT_ONCE, seed=1, split="test", menu=3 * AT_ONCE)
+    ]
+    with suite_tier(path, tasks, 4096, threads=1) as tier:
+        assert tier.engine.slots == AT_ONCE
+        prompts = [tier.prompt(one.call) for one in tasks]
+        assert max(map(len, prompts)) + 8 <= tier.n_ctx < max(map(len, prompts)) + 8 + 256
+        outcomes = run_suite(tier, tasks)
+    shared = [
+        outcome.reply.usage.cached_tokens / outcome.reply.usage.prompt_tokens
+        for outcome in outcomes
+        if outcome.task.call.tools
+    ]
+    assert sum(share > 0.5 for share in shared) == len(shared) - 1  # all but the first
+
+
+def test_a_suite_gets_no_longer_context_than_is_allowed(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", context=4096, layers=1)
+    long = task("no_tool_fits", "word " * 3000, Reply("any text"))
+    with suite_tier(path, [long], 1024, threads=1) as tier:
+        assert tier.n_ctx == 1024
+        assert not run_suite(tier, [long])[0].passed
