@@ -74,6 +74,7 @@ class Answer:
                     "actual_s": round(attempt.seconds, 4),
                     "problem": attempt.problem,
                     "doubt": attempt.doubt,
+                    "reused_tokens": attempt.reply.usage.reused_tokens,
                     "events": list(attempt.events),
                 }
                 for attempt in self.attempts

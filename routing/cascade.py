@@ -168,7 +168,7 @@ class _Cascade:
         last = self._done[-1]
         if last.may_be_given_up and (last.outcome.problem or last.outcome.doubt):
             try:
-                return _Try(self, self._decide(last))
+                return _Try(self, self._decide(last), hint=self._latest_tokens())
             except NoFeasibleTierError:
                 pass  # nobody above can take it: what we have stands
         if self._in_words or not _repeats_itself(last.call, last.outcome) or last.call.must_call:
@@ -205,6 +205,11 @@ class _Cascade:
             decision = replace(decision, reason=reason)
         return decision
 
+    def _latest_tokens(self) -> tuple[int, ...]:
+        """Of the latest reply by a tier of this machine: all of them have one vocabulary."""
+        replies = (attempt.outcome.reply.tokens for attempt in reversed(self._done))
+        return next(filter(None, replies), ())
+
     def finished(self, attempt: _Try) -> None:
         self._done.append(attempt)
 
@@ -239,14 +244,20 @@ class _Cascade:
 
 
 class _Try:
-    """One tier's try at the call."""
+    """One tier's try at the call.
+
+    Args:
+        hint: Tokens of the reply that it is to better: what it would write too, it need not write
+            token by token.
+    """
 
     outcome: Attempt
     """Once it is finished."""
 
-    def __init__(self, cascade: _Cascade, decision: Decision) -> None:
+    def __init__(self, cascade: _Cascade, decision: Decision, hint: tuple[int, ...] = ()) -> None:
         self.call = decision.call or cascade.call
         self.decision = decision
+        self._hint = hint
         self.shown = False
         self._held: list[Piece] = []
         self._cascade = cascade
@@ -298,7 +309,7 @@ class _Try:
         call = self.call
         if call.timeout_s is not None:
             call = replace(call, timeout_s=self._cascade.left_s)
-        return lease.tier.stream(call, self.decision.prompt or None)
+        return lease.tier.stream(call, self.decision.prompt or None, self._hint)
 
     def show(self, piece: Piece) -> Sequence[Piece]:
         """What may leave now that this piece has come.

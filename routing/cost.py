@@ -150,14 +150,15 @@ class CostModel:
             load_s: Of the seconds, those in which the tier was loaded; 0 if it was resident.
         """
         profile = self.profiles[tier]
-        chosen = usage.completion_tokens - usage.forced_tokens
+        batched = usage.forced_tokens + usage.reused_tokens
+        chosen = usage.completion_tokens - batched
         read = usage.prompt_tokens - usage.cached_tokens
         with self._lock:
             factors = self._factors.setdefault(tier, _Factors())
             by_token = math.exp(factors.prefill) / profile.prefill_tokens_per_s
             _follow(factors, "load", load_s, profile.load_s)
             _follow(factors, "prefill", usage.prefill_s, read / profile.prefill_tokens_per_s)
-            decode_s = usage.decode_s - usage.forced_tokens * by_token
+            decode_s = usage.decode_s - batched * by_token
             _follow(factors, "decode", decode_s, chosen / profile.decode_tokens_per_s)
             rest = seconds - load_s - usage.queue_s - usage.prefill_s - usage.decode_s
             factors.delay_s += WEIGHT * (min(LONGEST_DELAY_S, max(0.0, rest)) - factors.delay_s)

@@ -151,6 +151,9 @@ class Usage:
     queue_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    reused_tokens: int = 0
+    """Of the completion, those that the model chose as a reply that was given up has them, and
+    that took no steps of their own for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +172,9 @@ class Reply:
 
     ``reasoning`` is what the model wrote between its thinking tags; it is not part of the text.
 
+    ``tokens`` are the reply's as it was generated, without the end token; of remote tiers there
+    are none.
+
     ``margins`` are the gaps between the chances of the best and the second-best token, one for
     each token that the model chose itself (those the grammar forced do not count).
     """
@@ -180,6 +186,7 @@ class Reply:
     margins: tuple[float, ...] = ()
     reasoning: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
+    tokens: tuple[int, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def confidence(self) -> float:

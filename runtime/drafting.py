@@ -5,6 +5,9 @@ long and almost surely right (arXiv:2211.17192). Both sides are measured: what s
 machine (`Profile.step_s`), and how often guesses come true, which is learned from every greedy
 reply, whether its drafts are read or not.
 
+A hint, the reply of a tier that was given up for a better one, is nearly always worth a draft: most
+of it stands in the better reply too.
+
 Replies stay what plain greedy decoding gives, save where llama.cpp's kernels round differently
 in steps of another size and the two likeliest tokens are as good as equal (so it is with
 quantized weights; batching has the same effect).
@@ -20,6 +23,7 @@ from weakref import ReferenceType, ref
 import numpy as np
 
 from tierwise.runtime.generation import Generation
+from tierwise.runtime.hints import Hint
 
 PROMPT_LOOKUP = "prompt_lookup"
 """Key of `Profile.drafting`; the others are the sha256 of smaller tiers."""
@@ -51,6 +55,9 @@ _LOOKUP_PRIOR = (0.0, 0.0, 0.0, 0.6, 0.7, 0.75, 0.8, 0.8, 0.8, 0.85, 0.85, 0.85,
 
 _TIER_PRIOR = (0.85,)
 
+_HINT_PRIOR = (0.85, 0.85, 0.85, 0.85, 0.9, 0.9, 0.9, 0.9, 0.95, 0.95, 0.95, 0.95, 0.97)
+"""By how many tokens reply and hint have in common just before."""
+
 
 class StepCosts:
     """Seconds of a step by its number of tokens.
@@ -74,6 +81,11 @@ class StepCosts:
     def __getitem__(self, tokens: int) -> float:
         beyond = max(0, tokens - len(self._seconds) + 1)
         return self._seconds[tokens - beyond] + beyond * self._slope
+
+
+_USUAL_STEPS = StepCosts({1: 1.0, 2: 2.1, 4: 3.1, 8: 4.1, 16: 6.2})
+"""For hints where nothing was measured, in steps of one token: SmolLM2-135M on two cores. A GPU's
+steps are cheaper, so that drafts are rather too short than too long."""
 
 
 def best_length(
@@ -198,8 +210,8 @@ class Drafter:
     either, as theirs could not be checked.
 
     Args:
-        step_s: Measured seconds of a step by its number of tokens. Without them nothing is
-            drafted.
+        step_s: Measured seconds of a step by its number of tokens. Without them only hints
+            are drafted.
         gains: What drafts were measured to gain on this machine, as in `Profile.drafting`.
     """
 
@@ -212,30 +224,52 @@ class Drafter:
         """May be set by other threads at any time."""
         self._by_lookup = Chances(_LOOKUP_PRIOR)
         self._by_tier = Chances(_TIER_PRIOR)
+        self._by_hint = Chances(_HINT_PRIOR)
         self._reply: ReferenceType[Generation] | None = None
         self._lookup = PromptLookup(())
+        self._hint = Hint((), 0)
         self._start = 0
         self._guesses: list[_Guess] = []
 
     def prepare(self, replies: Sequence[Generation], room: int) -> None:
         """Sets the drafts of all replies in progress, before a step of ``room`` tokens or less."""
         for reply in replies:
-            reply.draft = []
-        if self.costs and self.gains and len(replies) == 1 and replies[0].greedy:
-            replies[0].draft = self._draft(replies[0], room - LONGEST)
+            reply.draft, reply.hinted = [], False
+        if len(replies) == 1 and replies[0].greedy and (replies[0].hint or self._gains_here):
+            self._draft(replies[0], room - LONGEST)
 
-    def _draft(self, reply: Generation, room: int) -> list[int]:
+    @property
+    def _gains_here(self) -> bool:
+        return bool(self.costs and self.gains)
+
+    def _draft(self, reply: Generation, room: int) -> None:
         tokens = reply.tokens
         if self._reply is None or self._reply() is not reply:
             self._reply, self._lookup, self._guesses = ref(reply), PromptLookup(tokens), []
+            self._hint = Hint(reply.hint, len(tokens) - reply.counts[0])
             self._by_tier.note(0, True)  # so that one that was wrong is tried again some day
         self._learn(tokens)
         unread = len(tokens) - reply.read
-        if unread > min(room, _MOST_UNREAD):
-            return []
+        if unread > room:
+            return
         self._start = len(tokens)
-        draft, saved = self._look_up(reply, unread)
-        return self._ask(reply, unread, saved) or draft
+        reply.draft, saved = self._follow(reply, unread)
+        reply.hinted = bool(reply.draft)
+        if not self._gains_here or unread > _MOST_UNREAD:
+            return
+        draft, more = self._look_up(reply, unread)
+        if more > saved:
+            reply.draft, reply.hinted, saved = draft, False, more
+        if draft := self._ask(reply, unread, saved):
+            reply.draft, reply.hinted = draft, False
+
+    def _follow(self, reply: Generation, unread: int) -> tuple[list[int], float]:
+        """A draft from the hint, and what it should save: seconds, or steps of one token. Unlike
+        others it may go along with a prompt, beside which further tokens are cheapest."""
+        match, guess = self._hint.guess(reply.tokens, LONGEST)
+        guess = reply.check_draft(guess)
+        self._guesses.append(_Guess(self._by_hint, match, guess))
+        return self._as_long_as_it_pays(reply, unread, self._by_hint, match, guess)
 
     def _look_up(self, reply: Generation, unread: int) -> tuple[list[int], float]:
         """A draft from the text itself, and the seconds that it should save."""
@@ -244,8 +278,14 @@ class Drafter:
         match, guess = self._lookup.guess(reply.tokens)
         guess = reply.check_draft(guess)
         self._guesses.append(_Guess(self._by_lookup, match, guess))
-        chances = [self._by_lookup[match + offset] for offset in range(len(guess))]
-        length, saved = best_length(self.costs, unread, self._token_s(reply), chances)
+        return self._as_long_as_it_pays(reply, unread, self._by_lookup, match, guess)
+
+    def _as_long_as_it_pays(
+        self, reply: Generation, unread: int, by_match: Chances, match: int, guess: list[int]
+    ) -> tuple[list[int], float]:
+        costs = self.costs or _USUAL_STEPS
+        chances = [by_match[match + offset] for offset in range(len(guess))]
+        length, saved = best_length(costs, unread, _token_s(reply, costs), chances)
         return guess[:length], saved
 
     def _ask(self, reply: Generation, unread: int, saved: float) -> list[int]:
@@ -257,7 +297,7 @@ class Drafter:
         smaller = self.smaller
         if smaller is None:
             return []
-        token_s, costs = self._token_s(reply), smaller.costs
+        token_s, costs = _token_s(reply, self.costs), smaller.costs
         chances = [self._by_tier[0]] * LONGEST
         length, more = best_length(self.costs, unread, token_s, chances, costs[1])
         if more <= saved:
@@ -280,9 +320,10 @@ class Drafter:
                     break
         self._guesses = []
 
-    def _token_s(self, reply: Generation) -> float:
-        """Seconds that a token of this reply costs without drafts, those that the grammar forces
-        going along with the next one drawn."""
-        count, forced = reply.counts
-        run = max(1.0, count / max(1, count - forced))
-        return self.costs[round(run)] / run
+
+def _token_s(reply: Generation, costs: StepCosts) -> float:
+    """Seconds that a token of this reply costs without drafts, those that the grammar forces going
+    along with the next one drawn."""
+    count, forced = reply.counts
+    run = max(1.0, count / max(1, count - forced))
+    return costs[round(run)] / run

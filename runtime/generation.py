@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from tierwise.runtime.chat import FinishReason, Sampling, TokenLogprob, Usage
@@ -26,6 +27,8 @@ class GenerationRequest:
     Args:
         prompt: At least one token.
         max_tokens: Longest reply; None for what the context has room for.
+        hint: What another model of the same vocabulary replied: where this one would too, its
+            tokens are read many at once (see `Drafter`). Never changes the reply.
         deadline: Value of ``time.monotonic()`` after which the request fails.
     """
 
@@ -35,6 +38,7 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     constraint: Constraint | None = None
     deadline: float | None = None
+    hint: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,11 @@ class Generation:
         """How many of them the model has read: their keys and values are in the context."""
         self.draft: list[int] = []
         """Tokens that may come next, to be read along; `advance` finds out."""
+        self.hinted = False
+        """Whether the draft is the hint's."""
+        self.hint = list(takewhile(range(model.vocab_size).__contains__, request.hint))
+        self.reused = 0
+        """Tokens of the reply that were chosen as the hint had them, without steps of their own."""
         self.finish_reason: FinishReason | None = None
         self._request = request
         self._model = model
@@ -136,6 +145,7 @@ class Generation:
             while right < min(len(new), len(draft)) and new[right] == draft[right]:
                 right += 1
             self.read += right
+            self.reused += self.hinted and right > 0  # the first is chosen, others are forced
             if right < len(new):
                 break
             # The model has read all of these tokens already: go on behind them.

@@ -60,4 +60,5 @@ class Job:
             queue_s=self.started - self.submitted,
             prefill_s=self.prefilled - self.started,
             decode_s=time.perf_counter() - self.prefilled,
+            reused_tokens=self.generation.reused,
         )

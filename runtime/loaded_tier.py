@@ -62,6 +62,7 @@ class ReplyStream:
             margins=done.margins,
             reasoning=parsed.reasoning,
             logprobs=done.logprobs,
+            tokens=done.tokens,
         )
         return [*pieces, *parsed.pieces]
 
@@ -154,12 +155,15 @@ class LoadedTier:
         """The call's prompt in tokens."""
         return self._tokenize(self.template.render(call))
 
-    def stream(self, call: Call, prompt: tuple[int, ...] | None = None) -> ReplyStream:
+    def stream(
+        self, call: Call, prompt: tuple[int, ...] | None = None, hint: tuple[int, ...] = ()
+    ) -> ReplyStream:
         """Starts answering a call. Never waits.
 
         Args:
             call: The call.
             prompt: Its tokens, where the caller has them already.
+            hint: Tokens of another tier's reply to it. The reply is the same without, only later.
 
         Raises:
             ToolSchemaError: A schema cannot be compiled; names the tool and the property.
@@ -175,6 +179,7 @@ class LoadedTier:
             stop=() if call.must_call else call.stop,
             constraint=constraint,
             deadline=None if call.timeout_s is None else time.monotonic() + call.timeout_s,
+            hint=hint,
         )
         try:
             stream = self.engine.submit(request)

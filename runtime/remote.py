@@ -74,15 +74,17 @@ class RemoteClient:
             return "a remote server cannot be held to a regex or to choices"
         return ""
 
-    def stream(self, call: Call, prompt: tuple[int, ...] | None = None) -> RemoteReply:
-        """Starts answering when it is read. ``prompt`` is of no use here: the server has its own
-        template.
+    def stream(
+        self, call: Call, prompt: tuple[int, ...] | None = None, hint: tuple[int, ...] = ()
+    ) -> RemoteReply:
+        """Starts answering when it is read. ``prompt`` and ``hint`` are of no use here: the server
+        has its own template and vocabulary.
 
         Raises:
             MissingExtraError: langchain-openai is not installed.
             RemoteError: The environment variable of the key is not set.
         """
-        del prompt
+        del prompt, hint
         return RemoteReply(self, call, _runnable(self.tier, call))
 
     def failed(self, error: Exception) -> RemoteError:

@@ -62,7 +62,7 @@ class Scheduler:
         n_ctx: Of the first context.
         sequences: Of the first context; over shared cells that of all.
         host: Where cold prefixes go.
-        drafter: Guesses at next tokens; not where wrong ones could not be taken back.
+        drafter: Guesses at next tokens; not asked where wrong ones could not be taken back.
 
     Raises:
         OutOfMemoryError: The context cannot be opened.
@@ -82,7 +82,7 @@ class Scheduler:
         self._grammars = grammars
         self._open_context = open_context
         self._context = open_context(n_ctx, sequences)
-        self._drafter = drafter if self._context.divisible else Drafter()
+        self._drafter = drafter
         self.n_ctx = self._context.n_ctx
         self.cache = PrefixCache(self._context, host)
         self.counters = StepCounters()
@@ -294,7 +294,8 @@ class Scheduler:
         """Which tokens go into the next batch."""
         room, outputs = self._context.batch_size, self._context.max_outputs
         chunks: list[tuple[Job, Chunk]] = []
-        self._drafter.prepare([job.generation for job in self._running if job.generation], room)
+        if self._context.divisible:
+            self._drafter.prepare([job.generation for job in self._running if job.generation], room)
         replying = [job for job in self._running if job.prefilled]
         reading = [job for job in self._running if not job.prefilled]
         for job in reading:

@@ -12,6 +12,7 @@ from contextlib import aclosing, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from family_factory import TierSpec, make_family
@@ -275,6 +276,59 @@ def test_who_helped_keeps_the_conversation_while_it_costs_little(make_router: Ma
     answer(router, TALK)
     answer(router, TALK.with_messages(Message("assistant", "Hello!"), Message("user", "Bye!")))
     assert seen == [None, None, "large", "large"]
+
+
+# --- what the better tier reuses --------------------------------------------------------
+
+NOTE = Tool(
+    "save_note",
+    "Gives forecasts.",
+    {
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "text": {"type": "string"}},
+        "required": ["city", "text"],
+    },
+)
+
+
+def note(city: str) -> str:
+    arguments = {"city": city, "text": "Paris, the mild one: send me all there is"}
+    text = json.dumps({"name": "save_note", "arguments": arguments})
+    return f"<tool_call>\n{text}\n</tool_call>"
+
+
+def test_the_better_tier_reads_what_it_agrees_with(make_router: MakeRouter) -> None:
+    """Both write the same call, but for the city."""
+    router = make_router(script(tools=note("Oslo")), script(tools=note("Paris")))
+    asked = Message("user", "Save: Paris, the mild one: send me all there is")
+    call = Call((asked,), tools=(NOTE,))
+    with router.pool.acquire("large", context_tokens=2048) as lease:
+        alone = answer(router, call, pin="large")
+        engine = lease.tier.engine
+        before = engine.metrics().steps
+        again = answer(router, call, pin="large")
+        plain = engine.metrics().steps - before
+        before = engine.metrics().steps
+        result = answer(router, call)
+        taken = engine.metrics().steps - before
+    assert [name for name, _ in tried(result)] == ["small", "large"]
+    assert result.reply == replace(alone.reply, usage=result.reply.usage, margins=ANY)
+    assert result.reply.tokens == alone.reply.tokens == again.reply.tokens
+    assert result.reply.margins == pytest.approx(alone.reply.margins, abs=0.01)
+    usage = result.reply.usage
+    assert usage.forced_tokens == alone.reply.usage.forced_tokens
+    # The text is 41 tokens, and chosen by both.
+    assert 30 < usage.reused_tokens < usage.completion_tokens - usage.forced_tokens
+    assert taken <= plain - 30
+    told = result.to_json()["attempts"]
+    assert [one["reused_tokens"] for one in told] == [0, usage.reused_tokens]
+
+
+def test_words_after_a_repeated_call_reuse_nothing(make_router: MakeRouter) -> None:
+    stubborn = {NONE: "It is 18 there.", TOOLS: calls("Paris"), "unused": "x"}
+    result = answer(make_router(stubborn, stubborn), ASKED)
+    reused = [attempt.reply.usage.reused_tokens for attempt in result.attempts]
+    assert reused[0] == reused[2] == 0 < reused[1]
 
 
 # --- the same call by all ---------------------------------------------------------------

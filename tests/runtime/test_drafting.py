@@ -31,6 +31,7 @@ from tierwise.runtime.engine import Engine
 from tierwise.runtime.family import Family
 from tierwise.runtime.generation import Generated, Generation, GenerationRequest
 from tierwise.runtime.grammar import Constraint, GrammarCompiler
+from tierwise.runtime.hints import Hint
 from tierwise.runtime.llama import Model
 from tierwise.runtime.pool import Pool
 from tierwise.runtime.profile import load_profile, save_profile
@@ -666,6 +667,149 @@ def test_another_vocabulary_cannot_draft(models: list[Path], scripted: Path) -> 
     ):
         assert not larger.draft_with(stranger)
         assert larger.drafter.smaller is None
+
+
+# --- Hints --------------------------------------------------------------------------------------
+
+
+def test_a_hint_is_followed_as_long_as_the_reply_agrees() -> None:
+    prompt = [7, 8, 9]
+    hint = Hint([1, 2, 3, 4, 5, 6], len(prompt))
+    assert hint.guess(prompt, 4) == (0, [1, 2, 3, 4])
+    assert hint.guess([*prompt, 1, 2], 2) == (2, [3, 4])
+    assert hint.guess([*prompt, 1, 2, 3, 4, 5, 6], 4) == (6, [])
+    assert hint.guess([*prompt, 1, 2, 3, 4, 5, 6, 7], 4) == (0, [])
+    assert Hint([], 3).guess(prompt, 4) == (0, [])
+
+
+def test_after_a_disagreement_it_is_taken_up_again() -> None:
+    tokens = [*range(10, 20), 50, 51, *range(20, 30)]
+    hint = Hint(tokens, 0)
+    reply = [*range(10, 20), 60]
+    assert hint.guess(reply, 3) == (0, [])
+    assert hint.guess([*reply, 20, 21], 3) == (0, [])  # two tokens are not enough
+    assert hint.guess([*reply, 20, 21, 22], 3) == (3, [23, 24, 25])
+    assert hint.guess([*reply, *range(20, 25)], 3) == (5, [25, 26, 27])
+    assert hint.guess([*reply, *range(20, 25), 61], 3) == (0, [])
+    # The prompt is no part of the reply, whatever it says.
+    assert Hint([4, 1, 2, 3, 9], 3).guess([1, 2, 3], 2) == (0, [4, 1])
+    assert Hint([4, 1, 2, 3, 9], 3).guess([1, 2, 3, 5], 2) == (0, [])
+
+
+def test_of_places_that_fit_alike_it_goes_on_behind_what_is_done() -> None:
+    passage = [1, 2, 3]
+    tokens = [*passage, 70, *passage, 80, *passage, 90]
+    hint = Hint(tokens, 0)
+    assert hint.guess([*passage, 70, 5], 1) == (0, [])
+    assert hint.guess([*passage, 70, 5, *passage], 1) == (3, [80])
+    longer = Hint([*passage, 70, 6, *passage, 80], 0)
+    assert longer.guess([5, 6, *passage], 1) == (4, [80])
+    assert Hint(tokens, 0).guess([5, *passage], 1) == (3, [70])
+
+
+def hinted(engine: Engine, request: GenerationRequest, hint: Sequence[int]) -> Generated:
+    return engine.submit(replace(request, hint=tuple(hint))).result()
+
+
+def steps_of(engine: Engine, request: GenerationRequest, hint: Sequence[int] = ()) -> int:
+    before = engine.metrics().steps
+    hinted(engine, request, hint)
+    return engine.metrics().steps - before
+
+
+@pytest.mark.parametrize("drafter", [None, (FREE, {}), (CPU, LOOKUP)])
+@pytest.mark.parametrize("fields", REQUESTS)
+def test_hints_leave_the_reply_as_it_is(
+    models: list[Path], fields: dict[str, Any], drafter: tuple[Any, Any] | None
+) -> None:
+    """Hints that are right, wrong somewhere, another model's, and nonsense."""
+    rng = random.Random(1)
+    with (
+        Engine(Model(models[0]), n_ctx=2048, threads=1) as plain,
+        Engine(Model(models[1]), n_ctx=2048, threads=1) as other,
+        Engine(
+            Model(models[0]), n_ctx=2048, threads=1, drafter=Drafter(*drafter) if drafter else None
+        ) as engine,
+    ):
+        size = plain.model.vocab_size
+        for text in (TEXT, "abc"):
+            request = request_of(plain.model, text, **fields)
+            right = plain.submit(request).result()
+            mended = list(right.tokens)
+            for _ in range(3):
+                mended[rng.randrange(len(mended))] = rng.randrange(size)
+            strange = other.submit(request).result().tokens
+            nonsense = [rng.randrange(size) for _ in range(40)]
+            beyond = [*right.tokens[:5], size, -1, *right.tokens[5:]]
+            for hint in (right.tokens, mended, strange, nonsense, right.tokens * 2, beyond):
+                for whole in (True, False):
+                    stream = engine.submit(replace(request, hint=tuple(hint)))
+                    stream.mailbox.whole = whole
+                    if not whole:
+                        list(stream)
+                    assert_same(plain.model, request, stream.result(), right)
+
+
+@pytest.mark.parametrize("drafter", [Drafter(), Drafter(CPU), Drafter(CPU, LOOKUP)])
+def test_a_hint_saves_steps(models: list[Path], drafter: Drafter) -> None:
+    with Engine(Model(models[0]), n_ctx=2048, threads=1, drafter=drafter) as engine:
+        request = request_of(engine.model, max_tokens=60)
+        tokens = engine.submit(request).result().tokens
+        assert steps_of(engine, request) >= (60 if drafter.gains == {} else 10)
+        right = hinted(engine, request, tokens)
+        assert right.tokens == tokens
+        assert steps_of(engine, request, tokens) <= 6
+        assert right.usage.reused_tokens >= 54
+        # It is read with the prompt, where nobody waits for a first token.
+        assert steps_of(engine, replace(request, max_tokens=10), tokens) == 1
+        # One wrong token costs little: the rest is taken up again.
+        mended = [*tokens[:20], (tokens[20] + 1) % 250, *tokens[21:]]
+        assert steps_of(engine, request, mended) < 20
+        assert hinted(engine, request, mended).usage.reused_tokens > 30
+        assert engine.submit(request).result().usage.reused_tokens == 0
+
+
+def test_what_a_grammar_forces_is_not_counted_as_reused(models: list[Path]) -> None:
+    with Engine(Model(models[0]), n_ctx=2048, threads=1) as engine:
+        request = request_of(engine.model, constraint=PERSON)
+        plain = engine.submit(request).result()
+        done = hinted(engine, request, plain.tokens)
+        assert done.tokens == plain.tokens and done.usage.forced_tokens == plain.usage.forced_tokens
+        chosen = done.usage.completion_tokens - done.usage.forced_tokens
+        assert chosen / 2 < done.usage.reused_tokens <= chosen
+        assert steps_of(engine, request, plain.tokens) < steps_of(engine, request) / 2
+
+
+def test_hints_that_are_always_wrong_are_left_alone(models: list[Path]) -> None:
+    with Engine(Model(models[0]), n_ctx=2048, threads=1, drafter=Drafter(CPU)) as engine:
+        request = request_of(engine.model, max_tokens=30)
+        tokens = engine.submit(request).result().tokens
+        wrong = [(token + 1) % 250 for token in tokens]
+        wasted = []
+        for _ in range(30):
+            before = engine.metrics().tokens
+            hinted(engine, request, wrong)
+            wasted.append(engine.metrics().tokens - before)
+        assert wasted[0] > wasted[-1] == min(wasted)
+
+
+def test_sampled_replies_take_no_hint(models: list[Path]) -> None:
+    with Engine(Model(models[0]), n_ctx=2048, threads=1) as engine:
+        request = request_of(engine.model, sampling=Sampling(temperature=0.01, seed=3))
+        request = replace(request, max_tokens=40)
+        tokens = engine.submit(request).result().tokens
+        done = hinted(engine, request, tokens)
+        assert done.tokens == tokens and done.usage.reused_tokens == 0
+        assert steps_of(engine, request, tokens) >= 40
+
+
+def test_a_model_that_cannot_go_back_takes_no_hint(tmp_path: Path) -> None:
+    path = write_tiny_mamba(tmp_path / "mamba.gguf", context=2048)
+    with Engine(Model(path), n_ctx=2048, threads=1) as engine:
+        request = request_of(engine.model, max_tokens=20, constraint=Constraint("start: /[ab]{9}/"))
+        tokens = engine.submit(request).result().tokens
+        done = hinted(engine, request, [*tokens[:4], 5, 6, 7])
+        assert done.tokens == tokens and done.usage.reused_tokens == 0
 
 
 # --- In the pool --------------------------------------------------------------------------------
