@@ -283,7 +283,8 @@ def _family(folder: Path) -> Iterator[Finding]:
             except TierwiseError as error:
                 tiers.append(Finding(name, "fail", str(error), "rebuild the family"))
                 continue
-            fits, why = pool.fits(tier, context, resources)
+            found = pool.fit(tier, context, resources)
+            fits, why = found.ok, found.note or found.why
             speed = "estimated" if profiles[tier.name].estimated else "measured"
             detail = (
                 f"{'fits' if fits else 'does not fit'}: predicted {show_bytes(need)} with "

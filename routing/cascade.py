@@ -280,6 +280,7 @@ class _Try:
             context_tokens=self._most_tokens,
             expected_tokens=self._expected_tokens,
             memory_bytes=self._cascade.budget.memory,
+            kv_type=self.decision.forecast.kv_type,
             timeout_s=min(WAIT_S, self._cascade.left_s),
         )
 
@@ -292,6 +293,7 @@ class _Try:
             context_tokens=self._most_tokens,
             expected_tokens=self._expected_tokens,
             memory_bytes=self._cascade.budget.memory,
+            kv_type=self.decision.forecast.kv_type,
         )
 
     @property

@@ -1,9 +1,10 @@
 """What a call will cost on each tier, in seconds and joules, put right by what calls really took.
 
 The forecast is this machine's profile of the tier: wait, load if cold, prefill of what the tier
-has not cached, decode of the reply that is expected. Three factors for each tier (loading,
-prefill, decode) and one delay follow what really happened, so that a machine that is busy, hot or
-on battery is forecast as it is now and not as it was when it was measured.
+has not cached, decode of the reply that is expected, stretched by what other processes do with
+the cores now. Three factors for each tier (loading, prefill, decode) and one delay follow what
+really happened beside that, so that a machine that is hot or on battery is forecast as it is now
+and not as it was when it was measured.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from tierwise.runtime.chat import Call, Usage
+from tierwise.runtime.context import KVType
 from tierwise.runtime.energy import WATTS_PER_CORE
-from tierwise.runtime.profile import Profile
+from tierwise.runtime.profile import KVSpeed, Profile
+from tierwise.runtime.resources import Resources
 
 WEIGHT = 0.15
 """Of a new observation in a running mean."""
@@ -30,6 +33,9 @@ LONGEST_DELAY_S = 1.0
 
 SHORT_S = 0.002
 """Parts of a call that are shorter say nothing of speed."""
+
+UNKNOWN_KV_SPEED = KVSpeed(prefill=0.7, decode=1.0)
+"""Of keys and values as q8_0 against f16, where it was not measured: as of SmolLM2 on x86."""
 
 REMEMBERED = 512
 """Calls whose errors are kept, and kinds of calls whose replies' lengths are."""
@@ -120,6 +126,8 @@ class CostModel:
         *,
         cold: bool,
         waiting: int = 0,
+        kv_type: KVType = "f16",
+        slowdown: float = 1.0,
     ) -> Cost:
         """A call's cost on a tier.
 
@@ -128,18 +136,41 @@ class CostModel:
             reply: From `reply`.
             cold: Whether the tier must be loaded first.
             waiting: Calls that run on the tier already and share it.
+            kv_type: How the tier keeps keys and values; profiles are of f16.
+            slowdown: As of `slowdown`.
         """
         profile, factors = self.profiles[tier], self._factors.get(tier) or _Factors()
         load = profile.load_s * math.exp(factors.load) if cold else 0.0
+        prefill_s, decode_s = _token_seconds(profile, kv_type, slowdown)
         # Forced tokens are read in batches, like a prompt.
-        by_token = math.exp(factors.prefill) / profile.prefill_tokens_per_s
-        step = math.exp(factors.decode) / profile.decode_tokens_per_s * _crowded(profile, waiting)
+        by_token = math.exp(factors.prefill) * prefill_s
+        step = math.exp(factors.decode) * decode_s * _crowded(profile, waiting)
         first = factors.delay_s + load + new_tokens * by_token + step
         seconds = first + reply.forced * by_token + max(0.0, reply.chosen - 1) * step
         return Cost(first, seconds, seconds * self._watts(profile))
 
+    def slowdown(self, tier: str, resources: Resources) -> float:
+        """How many times longer the tier computes for what other processes do, at least 1.
+
+        Threads get equal shares of the cores, and llama.cpp's wait for each other at every
+        operation: with more threads that want to run than there are cores, all take turns.
+        """
+        if resources.others_load is None or tier not in self.profiles:
+            return 1.0
+        own = self.profiles[tier].threads / max(1, resources.logical_cores)
+        return max(1.0, own + resources.others_load)
+
     def observe(
-        self, tier: str, call: Call, usage: Usage, seconds: float, forecast_s: float, load_s: float
+        self,
+        tier: str,
+        call: Call,
+        usage: Usage,
+        seconds: float,
+        forecast_s: float,
+        load_s: float,
+        *,
+        kv_type: KVType = "f16",
+        slowdown: float = 1.0,
     ) -> None:
         """Learns from a call that is over.
 
@@ -148,6 +179,7 @@ class CostModel:
             seconds: That the call took in all.
             forecast_s: What `cost` had said.
             load_s: Of the seconds, those in which the tier was loaded; 0 if it was resident.
+            kv_type, slowdown: That were forecast, so that they are not learned once more.
         """
         profile = self.profiles[tier]
         batched = usage.forced_tokens + usage.reused_tokens
@@ -155,11 +187,11 @@ class CostModel:
         read = usage.prompt_tokens - usage.cached_tokens
         with self._lock:
             factors = self._factors.setdefault(tier, _Factors())
-            by_token = math.exp(factors.prefill) / profile.prefill_tokens_per_s
+            prefill_s, decode_s = _token_seconds(profile, kv_type, slowdown)
+            batched_s = batched * math.exp(factors.prefill) * prefill_s
             _follow(factors, "load", load_s, profile.load_s)
-            _follow(factors, "prefill", usage.prefill_s, read / profile.prefill_tokens_per_s)
-            decode_s = usage.decode_s - batched * by_token
-            _follow(factors, "decode", decode_s, chosen / profile.decode_tokens_per_s)
+            _follow(factors, "prefill", usage.prefill_s, read * prefill_s)
+            _follow(factors, "decode", usage.decode_s - batched_s, chosen * decode_s)
             rest = seconds - load_s - usage.queue_s - usage.prefill_s - usage.decode_s
             factors.delay_s += WEIGHT * (min(LONGEST_DELAY_S, max(0.0, rest)) - factors.delay_s)
             for key in (kind_of(call), _alike(call)):
@@ -195,6 +227,18 @@ _USUAL = {"call": _Length(15.0, 15.0), "schema": _Length(25.0, 15.0), "text": _L
 def _alike(call: Call) -> str:
     """The same for calls with the same tools and choice of them."""
     return " ".join((kind_of(call), call.tool_choice, *(tool.name for tool in call.usable_tools)))
+
+
+_SAME_SPEED = KVSpeed(prefill=1.0, decode=1.0)
+
+
+def _token_seconds(profile: Profile, kv_type: KVType, slowdown: float) -> tuple[float, float]:
+    """Of a token of the prompt, and of the reply, as the profile has them."""
+    speed = _SAME_SPEED if kv_type == "f16" else profile.kv_q8_0 or UNKNOWN_KV_SPEED
+    return (
+        slowdown / (profile.prefill_tokens_per_s * speed.prefill),
+        slowdown / (profile.decode_tokens_per_s * speed.decode),
+    )
 
 
 def _crowded(profile: Profile, waiting: int) -> float:

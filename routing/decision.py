@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tierwise.runtime.chat import Call
+from tierwise.runtime.context import KVType
 from tierwise.runtime.units import show_bytes
 
 
@@ -28,6 +29,12 @@ class Forecast:
     """Whether it must be loaded first."""
     feasible: bool
     verdict: str
+    kv_type: KVType | None = None
+    """How keys and values would be stored; None where that was not asked."""
+    slowdown: float = 1.0
+    """How many times longer the processor takes, for what other processes do."""
+    note: str = ""
+    """What is unusual about it, in English."""
 
     @property
     def within_reach(self) -> bool:
@@ -79,7 +86,7 @@ class Decision:
         rows = [
             f"{'→ ' if f.tier == self.tier else '  '}{f.tier:<16}{f.success:>8.0%}"
             f"{f.seconds:>9.2f}{show_bytes(f.memory_bytes):>9}{f.new_tokens:>9}  "
-            f"{f.verdict}{' (cold)' if f.cold else ''}"
+            f"{f.verdict}{' (cold)' if f.cold else ''}{f', {f.note}' if f.note else ''}"
             for f in self.forecasts
         ]
         summary = (

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from tierwise.routing.budget import Budget
 from tierwise.routing.cost import CostModel
 from tierwise.routing.decision import Forecast
 from tierwise.routing.policy import over_time
 from tierwise.routing.prompts import Prompts, context_needed, reply_limit
+from tierwise.routing.success import narrowed
 from tierwise.runtime.chat import Call
-from tierwise.runtime.errors import TierwiseError
 from tierwise.runtime.family import Tier
 from tierwise.runtime.lease import ResidentTier
 from tierwise.runtime.pool import Pool
 from tierwise.runtime.remote import RemoteClient
 from tierwise.runtime.resources import Resources
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """A tier that memory keeps from answering a call.
+
+    Args:
+        tier: Its name.
+        context_tokens: That the call needs.
+        need_bytes: What it would take.
+        most_bytes: What it could have, all idle tiers unloaded.
+    """
+
+    tier: str
+    context_tokens: int
+    need_bytes: int
+    most_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +46,8 @@ class Forecaster:
         prompts: Its prompts.
         budget: What it may take.
         resources: What the machine has now.
+        difficulty: Of the call, 0..1.
+        shortages: Takes note of the tiers that only memory keeps from answering.
     """
 
     pool: Pool
@@ -37,6 +56,8 @@ class Forecaster:
     prompts: Prompts
     budget: Budget
     resources: Resources
+    difficulty: float
+    shortages: list[Shortage] = field(default_factory=list)
 
     def local(
         self, tier: Tier, success: float, resident: ResidentTier | None, verdict: str | None
@@ -52,22 +73,29 @@ class Forecaster:
         prompt = self.prompts[tier.taught_tools]
         room = context_needed(self.call, len(prompt), self.budget, tier)
         cold = resident is None  # a context that is too small grows, and keeps what it has read
+        kv_type, memory, note = resident.kv_type if resident else tier.kv_type, 0, ""
+        if verdict is None:
+            # A promise was tested on the tiers as they are.
+            promised = self.budget.guarantee is not None
+            fit = self.pool.fit(tier, room, self.resources, self.budget.memory, narrow=not promised)
+            cold, kv_type, memory, note = fit.cold, fit.kv_type, fit.bytes, fit.note
+            if not fit.ok:
+                verdict = fit.why
+                if memory:
+                    self.shortages.append(Shortage(tier.name, room, memory, fit.most_bytes))
+            if note:
+                success = narrowed(tier, success, self.difficulty)
         new = len(prompt) - (0 if cold else self.pool.cached_prefix(tier, prompt))
+        slowdown = self.cost.slowdown(tier.name, self.resources)
         cost = self.cost.cost(
             tier.name,
             new,
             self.cost.reply(self.call, reply_limit(self.call, self.budget)),
             cold=cold,
             waiting=resident.leases if resident else 0,
+            kv_type=kv_type,
+            slowdown=slowdown,
         )
-        memory = 0
-        if verdict is None:
-            try:
-                memory = self.pool.need_bytes(tier, room)
-                fits, why = self.pool.fits(tier, room, self.resources, self.budget.memory)
-                verdict = None if fits else why
-            except TierwiseError as error:
-                verdict = str(error)
         forecast = Forecast(
             tier=tier.name,
             success=success,
@@ -79,6 +107,9 @@ class Forecaster:
             cold=cold,
             feasible=verdict is None,
             verdict=verdict or "",
+            kv_type=kv_type,
+            slowdown=slowdown,
+            note=note,
         )
         return self._in_time(forecast)
 

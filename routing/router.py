@@ -165,7 +165,7 @@ class Router:
             success = self.adaptation.corrected(success)
         budget = self._granted(budget)
         resident = self.pool.resident()
-        made = Forecaster(self.pool, self.cost, call, prompts, budget, resources)
+        made = Forecaster(self.pool, self.cost, call, prompts, budget, resources, difficulty)
         forecasts = [
             made.local(tier, success[tier.name], resident.get(tier.name), excluded.get(tier.name))
             for tier in self.tiers
@@ -179,6 +179,8 @@ class Router:
         else:
             current = self._current.get(_conversation(call))
             name, reason, forecasts_ = self._policy(forecasts, budget, current)
+        note = next(one.note for one in forecasts_ if one.tier == name)
+        reason = f"{reason}, {note}" if note else reason
         prompt = prompts[self.family.member(name).taught_tools]
         return Decision(
             name, reason, difficulty, len(prompt), tuple(forecasts_), prompt=prompt, call=trimmed
@@ -262,6 +264,8 @@ class Router:
                 attempt.seconds,
                 forecast.seconds,
                 attempt.load_s,
+                kv_type=forecast.kv_type or "f16",
+                slowdown=forecast.slowdown,
             )
         final = answer.final.decision
         with self._lock:

@@ -21,6 +21,25 @@ PRIOR_TASKS = 8.0
 UNKNOWN_KL = 0.3
 """Assumed of tiers that were never measured against the base (adopted ones)."""
 
+UNKNOWN_KV_KL = 0.01
+"""Assumed of keys and values as q8_0, where it was not measured: more than twice that of SmolLM2,
+and the most that `advise_kv` calls a small loss."""
+
+
+def kept(kl: float, difficulty: float) -> float:
+    """Share of its success that a tier keeps once it has moved by ``kl`` nats a token.
+
+    KL adds up over the tokens of a reply (chain rule), so that ``exp(-m * KL)`` is the geometric
+    mean by which the likelihood of the same reply shrinks over ``m`` choices.
+    """
+    return math.exp(-choices(difficulty) * kl)
+
+
+def narrowed(tier: Tier, success: float, difficulty: float) -> float:
+    """The tier's chance of success once keys and values are kept as q8_0."""
+    measured = tier.quality.kv_q8_0
+    return success * kept(UNKNOWN_KV_KL if measured is None else measured.kl_mean, difficulty)
+
 
 def by_quality(family: Family) -> tuple[Tier, ...]:
     """The tiers from the furthest from the base to the nearest (ties: the larger is better)."""
@@ -35,9 +54,7 @@ def _kl(tier: Tier) -> float:
 class SuccessModel:
     """Forecasts success per tier.
 
-    KL adds up over the tokens of a reply (chain rule), so that ``exp(-m * KL)`` is the geometric
-    mean by which the likelihood of the base's own reply shrinks in the tier over ``m`` choices.
-    It serves as the prior for the share of the best tier's success that the tier keeps.
+    What a tier keeps (`kept`) of the best tier's success, by its KL, serves as the prior.
     """
 
     def __init__(self, family: Family) -> None:
@@ -54,7 +71,7 @@ class SuccessModel:
                 reference = 0.5
             means, weights = [], []
             for tier in self._tiers:
-                prior = reference * math.exp(-choices(at) * (_kl(tier) - _kl(best)))
+                prior = reference * kept(_kl(tier) - _kl(best), at)
                 value, n = _measured(tier, grade)
                 mean = (PRIOR_TASKS * prior + n * (value or 0.0)) / (PRIOR_TASKS + n)
                 means.append(mean)

@@ -7,16 +7,19 @@ import time
 from dataclasses import dataclass, field
 from typing import Self
 
+from tierwise.runtime.context import KVType
 from tierwise.runtime.loaded_tier import LoadedTier
 
 
 @dataclass(frozen=True, slots=True)
 class ResidentTier:
-    """A tier in memory: its context, its predicted bytes, and how many leases hold it."""
+    """A tier in memory: its context, its predicted bytes, how many leases hold it, and how its
+    keys and values are stored."""
 
     context_tokens: int
     bytes: int
     leases: int
+    kv_type: KVType
 
 
 @dataclass(slots=True, eq=False)
@@ -33,6 +36,8 @@ class Entry:
     widening: bool = False
     """Its context is growing to what the leases expect."""
     last_used: float = 0.0
+    calls: int = 0
+    """Leases that there have been."""
     orphaned: bool = False
     """The pool was closed meanwhile: the last lease unloads it."""
 
@@ -72,6 +77,7 @@ class Lease:
         self._entry: Entry | None = entry
         self._expected = expected_tokens
         entry.holders.append(expected_tokens)
+        entry.calls += 1
         entry.last_used = time.monotonic()
 
     def release(self) -> None:

@@ -143,6 +143,7 @@ class LoadedTier:
             model.close()
             raise
         self.path = path
+        self.kv_type: KVType = kv_type
         self.model = model
         self.load_s = time.perf_counter() - began
 

@@ -18,21 +18,18 @@ from tierwise.runtime.context import KVType
 from tierwise.runtime.errors import (
     CallTimeoutError,
     ConfigError,
-    ContextOverflowError,
     EngineClosedError,
     TierwiseError,
 )
 from tierwise.runtime.family import Family, Tier
+from tierwise.runtime.fit import Fit, fit, rounded_context
 from tierwise.runtime.lease import Entry, Lease, ResidentTier, megabytes
 from tierwise.runtime.loaded_tier import LoadedTier
 from tierwise.runtime.resources import ResourceProbe, Resources, probe
-from tierwise.runtime.room import Room, power_of_two
+from tierwise.runtime.room import Room
 from tierwise.runtime.vocabulary import Vocabulary, usable_file
 
 log = logging.getLogger("tierwise.pool")
-
-SMALLEST_CONTEXT = 2048
-"""Contexts are powers of two from here on, so that they grow a few times only."""
 
 PREFIX_BYTES = 256 * 2**20
 """Most that prefixes take by default for which the contexts have no room."""
@@ -92,6 +89,7 @@ class Pool:
         context_tokens: int,
         expected_tokens: int | None = None,
         memory_bytes: int | None = None,
+        kv_type: KVType | None = None,
         timeout_s: float = WAIT_S,
     ) -> Lease:
         """Leases a tier with room for ``context_tokens``, loading it if need be.
@@ -106,6 +104,9 @@ class Pool:
                 than its context holds, it grows as far as memory is granted; until then their
                 calls wait for each other.
             memory_bytes: A cap for this call, where it is lower than the pool's own.
+            kv_type: How keys and values shall be stored, as `fit` found it to be possible: an idle
+                tier that is loaded with others is loaded anew, one in use goes on as it is. None
+                for the tier as it is loaded or, where it is not, with its own.
             timeout_s: How long to wait for loads by other threads.
 
         Raises:
@@ -121,13 +122,13 @@ class Pool:
         n_ctx = rounded_context(tier, context_tokens)
         expected = expected_tokens or context_tokens
         cap = self._room.lower_cap(memory_bytes)
-        lease = self._wait(tier, n_ctx, expected, timeout_s)
+        lease = self._wait(tier, n_ctx, expected, kv_type, timeout_s)
         if lease is not None:
             self._room.keep_to(tier, cap)
             self._widen(tier, cap)
             return lease
         try:
-            return self._load(tier, n_ctx, expected, cap)
+            return self._load(tier, n_ctx, expected, cap, kv_type)
         finally:
             with self._changed:
                 self._loading = False
@@ -140,6 +141,7 @@ class Pool:
         context_tokens: int,
         expected_tokens: int | None = None,
         memory_bytes: int | None = None,
+        kv_type: KVType | None = None,
     ) -> Lease | None:
         """`acquire`, if that needs neither loading nor waiting; else None.
 
@@ -151,7 +153,7 @@ class Pool:
         n_ctx = rounded_context(tier, context_tokens)
         with self._changed:
             self._check_open()
-            lease = self._resident_lease(tier, n_ctx, expected_tokens or context_tokens)
+            lease = self._resident_lease(tier, n_ctx, expected_tokens or context_tokens, kv_type)
         if lease is not None:
             cap = self._room.lower_cap(memory_bytes)
             self._room.keep_to(tier, cap)
@@ -169,48 +171,38 @@ class Pool:
         n_ctx = rounded_context(tier, context_tokens)
         return self._room.predict(tier, n_ctx)
 
-    def fits(
+    def fit(
         self,
         tier: Tier | str,
         context_tokens: int,
         resources: Resources,
         memory_bytes: int | None = None,
-    ) -> tuple[bool, str]:
-        """Whether `acquire` would succeed under ``resources``, and why, in English.
+        *,
+        narrow: bool = True,
+    ) -> Fit:
+        """Whether `acquire` would succeed under ``resources``, how, and why, in English.
 
-        Memory that unloading idle tiers would free counts as free.
+        Args:
+            memory_bytes: A cap for this call, where it is lower than the pool's own.
+            narrow: Whether keys and values may be stored in fewer bytes than the tier's own type
+                takes, where only that fits.
         """
         cap = self._room.lower_cap(memory_bytes)
         if isinstance(tier, str):
             tier = self.family.tier(tier)
         try:
             n_ctx = rounded_context(tier, context_tokens)
-            need = self.need_bytes(tier, context_tokens)
+            return fit(self._room, tier, n_ctx, resources, cap, narrow=narrow)
         except TierwiseError as error:
-            return False, str(error)
-        with self._changed:
-            own = self._room.entries.get(tier.name)
-            if own is not None and own.tier.n_ctx >= n_ctx:
-                if cap is not None and own.bytes > cap:
-                    return False, f"{tier.name} holds {megabytes(own.bytes)} of {megabytes(cap)}"
-                return True, f"{tier.name} is loaded with {own.tier.n_ctx:,} tokens of context"
-            freed = {entry for entry in self._room.entries.values() if not entry.holders}
-            if own is not None:  # its context will grow
-                freed.add(own)
-            now = self._room.free(resources, (), cap)
-            most = self._room.free(resources, freed, cap) + self._room.spare(freed)
-        if need <= now:
-            return True, f"{tier.name} needs {megabytes(need)} of {megabytes(now)} free"
-        if need <= most:
-            names = ", ".join(sorted(entry.name for entry in freed)) or "nothing"
-            return True, f"{tier.name} needs {megabytes(need)}, free once {names} is unloaded"
-        return False, f"{tier.name} needs {megabytes(need)}, but only {megabytes(most)} can be had"
+            return Fit(False, str(error), self._room.kv_type(tier))
 
     def resident(self) -> dict[str, ResidentTier]:
         """What is loaded, by name."""
         with self._changed:
             return {
-                name: ResidentTier(entry.tier.n_ctx, entry.bytes, len(entry.holders))
+                name: ResidentTier(
+                    entry.tier.n_ctx, entry.bytes, len(entry.holders), entry.tier.kv_type
+                )
                 for name, entry in self._room.entries.items()
             }
 
@@ -263,13 +255,15 @@ class Pool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _wait(self, tier: Tier, n_ctx: int, expected: int, timeout_s: float) -> Lease | None:
+    def _wait(
+        self, tier: Tier, n_ctx: int, expected: int, kv_type: KVType | None, timeout_s: float
+    ) -> Lease | None:
         """A lease where the tier is resident; else None, and the one place of a loader."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
             while True:
                 self._check_open()
-                lease = self._resident_lease(tier, n_ctx, expected)
+                lease = self._resident_lease(tier, n_ctx, expected, kv_type)
                 if lease is not None:
                     return lease
                 if not self._loading:
@@ -283,7 +277,9 @@ class Pool:
                         f"{timeout_s:g} s: another tier is being loaded. Allow more time."
                     )
 
-    def _resident_lease(self, tier: Tier, n_ctx: int, expected: int) -> Lease | None:
+    def _resident_lease(
+        self, tier: Tier, n_ctx: int, expected: int, kv_type: KVType | None
+    ) -> Lease | None:
         entry = self._room.entries.get(tier.name)
         if entry is not None and not entry.tier.engine.alive:
             log.warning("%s has failed and is loaded again", tier.name)
@@ -291,6 +287,8 @@ class Pool:
             entry = None
         if entry is None or entry.tier.n_ctx < n_ctx:
             return None
+        if kv_type is not None and kv_type != entry.tier.kv_type and not entry.holders:
+            return None  # to be loaded anew
         return Lease(entry, self._changed, expected, load_s=None, events=())
 
     def _widen(self, tier: Tier, cap: int | None) -> None:
@@ -307,7 +305,8 @@ class Pool:
             if n_ctx <= engine.n_ctx and slots <= engine.slots:
                 return
             entry.widening = True
-            old, entry.bytes = entry.bytes, self._room.predict(tier, n_ctx, slots)
+            need = self._room.predict(tier, n_ctx, slots, entry.tier.kv_type)
+            old, entry.bytes = entry.bytes, need
             self._room.limit_host()
         done = engine.grow_soon(n_ctx, slots)
 
@@ -323,22 +322,37 @@ class Pool:
 
         done.add_done_callback(settle)
 
-    def _load(self, tier: Tier, n_ctx: int, expected: int, cap: int | None) -> Lease:
+    def _load(
+        self, tier: Tier, n_ctx: int, expected: int, cap: int | None, kv_type: KVType | None
+    ) -> Lease:
         """Makes room, and loads the tier or enlarges its context. One thread at a time."""
-        need = self.need_bytes(tier, n_ctx)
+        with self._changed:
+            own = self._room.entries.get(tier.name)
+            if own is not None and (kv_type is None or own.holders):  # goes on as it is
+                kv_type = own.tier.kv_type
+                if own.tier.n_ctx >= n_ctx:  # somebody was quicker
+                    return Lease(own, self._changed, expected, load_s=None, events=())
+        kind = kv_type or self._room.kv_type(tier)
+        need = self._room.predict(tier, n_ctx, 1, kind)
         events = self._room.make(tier, n_ctx, need, cap)
         with self._changed:
             own = self._room.entries.get(tier.name)
-            if own is not None:  # held meanwhile, so that nobody unloads it
+            anew = own is not None and not own.holders and own.tier.kv_type != kind
+            if own is not None and anew:
+                del self._room.entries[tier.name]  # at once, lest somebody lease it
+            elif own is not None:  # held meanwhile, so that nobody unloads it
                 own.holders.append(0)
-        if own is not None:
+        if own is not None and not anew:
             slots = self._room.most_slots(own, tier, n_ctx, own.tier.engine.slots, cap)
             return self._enlarge(own, tier, n_ctx, slots, expected, events)
+        if own is not None:
+            own.tier.close()
+            events.append(f"unloaded {own} to keep keys and values as {kind}")
         loaded = LoadedTier(
             usable_file(self.family, tier),
             n_ctx=n_ctx,
             threads=self._threads,
-            kv_type=self._room.kv_type(tier),
+            kv_type=kind,
             host=self._room.host,
             drafter=self._room.drafter(tier, self._threads),
         )
@@ -359,7 +373,8 @@ class Pool:
     def _enlarge(
         self, own: Entry, tier: Tier, n_ctx: int, slots: int, expected: int, events: list[str]
     ) -> Lease:
-        need = self._room.predict(tier, n_ctx, slots)
+        kind = own.tier.kv_type
+        need = self._room.predict(tier, n_ctx, slots, kind)
         try:
             own.tier.engine.grow_soon(n_ctx, slots).result()
         finally:
@@ -369,7 +384,7 @@ class Pool:
         log.info(events[-1])
         with self._changed:
             self._check_open()
-            own.bytes, own.least_bytes = need, self._room.predict(tier, n_ctx)
+            own.bytes, own.least_bytes = need, self._room.predict(tier, n_ctx, 1, kind)
             self._room.limit_host()
             return Lease(own, self._changed, expected, load_s=None, events=tuple(events))
 
@@ -380,18 +395,3 @@ class Pool:
     def _was_closed(self) -> EngineClosedError:
         folder = str(self.family.folder)
         return EngineClosedError(f"the pool of {folder!r} was closed; make a new one")
-
-
-def rounded_context(tier: Tier, context_tokens: int) -> int:
-    """The context that a pool opens: the next power of two from 2048, at most the tier's own.
-
-    Raises:
-        ContextOverflowError: More than the tier was trained for.
-    """
-    if context_tokens > tier.context_tokens:
-        raise ContextOverflowError(
-            f"{context_tokens:,} tokens of context were asked for, but tier {tier.name!r} was "
-            f"trained for {tier.context_tokens:,}. Shorten the conversation, lower max_tokens, or "
-            "use a tier with a longer context."
-        )
-    return min(max(SMALLEST_CONTEXT, power_of_two(context_tokens)), tier.context_tokens)

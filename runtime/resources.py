@@ -21,6 +21,8 @@ from typing import Any, Protocol
 
 import psutil
 
+from tierwise.runtime.cpu_load import others_load
+
 if sys.platform != "win32":
     import resource
 
@@ -50,6 +52,9 @@ class Resources:
             None where the kernel does not say.
         cpu_load: Share (0..1) of the machine's logical cores that ran or were wanted over the
             last minute; None where the system does not say.
+        others_load: Share (0..1) of the logical cores that this process may use which other
+            processes kept busy since the last snapshot; None at the first.
+        logical_cores: That this process may use.
         battery: Charge (0..1); None without a battery.
         on_battery: Whether the battery is what the machine runs on.
         gpu_free_bytes: Free memory of all GPUs that this llama.cpp can use; 0 without one.
@@ -65,6 +70,8 @@ class Resources:
     on_battery: bool = False
     gpu_free_bytes: int = 0
     gpu_total_bytes: int = 0
+    others_load: float | None = None
+    logical_cores: int = 1
 
 
 class ResourceProbe(Protocol):
@@ -97,6 +104,8 @@ def probe(*, root: Path = CGROUPS, proc: Path = PROC) -> Resources:
         on_battery=on_battery,
         gpu_free_bytes=sum(free for free, _ in gpus),
         gpu_total_bytes=sum(total for _, total in gpus),
+        others_load=others_load(),
+        logical_cores=_allowed_cores(),
     )
 
 
@@ -194,9 +203,7 @@ def _usable_cores(groups: _Groups) -> int:
     llama.cpp's threads wait for each other at every operation, so a second thread on a core,
     or one that the quota stops, slows all of them down.
     """
-    cores = [_physical_cores()]
-    if sys.platform == "linux":
-        cores.append(len(os.sched_getaffinity(0)))
+    cores = [_physical_cores(), _allowed_cores()]
     for group in groups.unified:
         quota, _, period = _text(group / "cpu.max").strip().partition(" ")
         if quota.isdigit() and period.isdigit():
@@ -206,6 +213,11 @@ def _usable_cores(groups: _Groups) -> int:
         if share is not None and share > 0 and period_us:
             cores.append(share // period_us)
     return max(1, min(cores))
+
+
+def _allowed_cores() -> int:
+    """Logical ones, by the affinity mask."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 @lru_cache(maxsize=1)

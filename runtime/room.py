@@ -52,19 +52,32 @@ class Room:
         self.entries: dict[str, Entry] = {}
         self.host = HostCache(prefix_bytes)
         self._family = family
-        self._changed = changed
+        self.changed = changed
         self._cap = cap
         self._probe = probe
         self._kv_type = kv_type
         self._prefix_bytes = prefix_bytes
+        self._rigid: set[str] = set()
 
-    def predict(self, tier: Tier, n_ctx: int, slots: int = 1) -> int:
+    def predict(self, tier: Tier, n_ctx: int, slots: int = 1, kv_type: KVType | None = None) -> int:
         path = usable_file(self._family, tier)
-        return predict_memory(path, n_ctx, kv_type=self.kv_type(tier), slots=slots).total_bytes
+        kind = kv_type or self.kv_type(tier)
+        return predict_memory(path, n_ctx, kv_type=kind, slots=slots).total_bytes
 
     def kv_type(self, tier: Tier) -> KVType:
-        """How the tier's keys and values are stored."""
+        """How the tier's keys and values are stored, where there is the memory."""
         return self._kv_type or tier.kv_type
+
+    def narrower(self, tier: Tier) -> KVType | None:
+        """How they may be stored where there is not; None if no other way is known, or allowed."""
+        if self._kv_type is not None or tier.kv_type != "f16" or tier.name in self._rigid:
+            return None
+        return "q8_0"
+
+    def keep_wide(self, tier: Tier) -> None:
+        """From now on the tier's keys and values are stored in no other way: its heads do not
+        allow it."""
+        self._rigid.add(tier.name)
 
     def drafter(self, tier: Tier, threads: int) -> Drafter:
         """What drafts for the tier, as its profile says that it pays."""
@@ -113,7 +126,7 @@ class Room:
         events: list[str] = []
         resources = self._probe()
         while True:
-            with self._changed:
+            with self.changed:
                 own = self.entries.get(tier.name)
                 extra = need - (own.bytes if own is not None else 0)
                 idle = [e for e in self.entries.values() if not e.holders and e is not own]
@@ -167,21 +180,24 @@ class Room:
             slots = power_of_two(min(len(entry.holders), REPLIES))
             more = engine.wanted_slots
             if more > max(slots, engine.slots):
-                taken = self.predict(tier, engine.n_ctx, more) - entry.least_bytes
+                kind = entry.tier.kv_type
+                taken = self.predict(tier, engine.n_ctx, more, kind) - entry.least_bytes
                 slots = more if taken <= self._prefix_bytes else slots
             if slots > engine.slots:
                 slots = self.most_slots(entry, tier, engine.n_ctx, slots, cap)
             return engine.n_ctx, slots
         n_ctx = power_of_two(sum(nlargest(REPLIES, entry.holders)))
         if n_ctx > engine.n_ctx:
-            fits = self._fits(entry, cap, lambda n_ctx: self.predict(tier, n_ctx))
+            kind = entry.tier.kv_type
+            fits = self._fits(entry, cap, lambda n_ctx: self.predict(tier, n_ctx, 1, kind))
             n_ctx = _halved(n_ctx, engine.n_ctx, fits)
         return n_ctx, engine.slots
 
     def most_slots(self, entry: Entry, tier: Tier, n_ctx: int, wanted: int, cap: int | None) -> int:
         """The slots of ``n_ctx`` tokens, ``wanted`` halved as often as need be, that an entry may
         have; one at least."""
-        fits = self._fits(entry, cap, lambda slots: self.predict(tier, n_ctx, slots))
+        kind = entry.tier.kv_type
+        fits = self._fits(entry, cap, lambda slots: self.predict(tier, n_ctx, slots, kind))
         return _halved(wanted, 1, fits)
 
     def _fits(
@@ -194,7 +210,7 @@ class Room:
         """Takes slots from tiers and unloads other idle ones, while all together take more than
         ``cap``."""
         while cap is not None:
-            with self._changed:
+            with self.changed:
                 total = sum(entry.bytes for entry in self.entries.values())
                 rest = [
                     e

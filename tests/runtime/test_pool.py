@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,10 +35,11 @@ from tierwise.runtime.errors import (
 )
 from tierwise.runtime.family import Base, Family, Lineage, Tier
 from tierwise.runtime.files import sha256_of
+from tierwise.runtime.fit import rounded_context
 from tierwise.runtime.lease import megabytes
 from tierwise.runtime.loaded_tier import LoadedTier
 from tierwise.runtime.memory import predict_memory
-from tierwise.runtime.pool import Pool, rounded_context
+from tierwise.runtime.pool import Pool
 from tierwise.runtime.prefix_cache import HostCache, Ids, shared
 from tierwise.runtime.resources import Resources
 from tierwise.runtime.room import MARGIN_SHARE
@@ -96,6 +98,11 @@ def plenty() -> Resources:
 
 
 MakePool = Callable[..., Pool]
+
+
+def fits(pool: Pool, *asked: Any, **options: Any) -> tuple[bool, str]:
+    found = pool.fit(*asked, **options)
+    return found.ok, found.why
 
 
 @pytest.fixture
@@ -227,22 +234,25 @@ def test_fits_explains_itself(make_pool: MakePool, family: Family) -> None:
     both = megabytes(need["small"] + need["large"])
     little = Resources(available_bytes=1_000_000, total_bytes=GIB, threads=1)
     none = (False, f"small needs {size['small']}, but only 0.9 MB can be had")
-    assert pool.fits("small", 10, little) == none
-    assert pool.fits("small", 10, plenty()) == (True, f"small needs {size['small']} of {both} free")
+    assert fits(pool, "small", 10, little) == none
+    assert fits(pool, "small", 10, plenty()) == (
+        True,
+        f"small needs {size['small']} of {both} free",
+    )
     pool.acquire("middle", context_tokens=10).release()
     loaded = (True, "middle is loaded with 2,048 tokens of context")
-    assert pool.fits("middle", 10, little) == loaded
+    assert fits(pool, "middle", 10, little) == loaded
     told = (True, f"large needs {size['large']}, free once middle is unloaded")
-    assert pool.fits("large", 10, plenty()) == told
+    assert fits(pool, "large", 10, plenty()) == told
     with pool.acquire("middle", context_tokens=10):
-        assert pool.fits("large", 10, plenty())[0] is False
+        assert not pool.fit("large", 10, plenty()).ok
         more = needs(family, 4096)["middle"]
-        ok, why = pool.fits("middle", 3000, plenty())
+        ok, why = fits(pool, "middle", 3000, plenty())
         assert ok and why.startswith(f"middle needs {megabytes(more)}")
-    ok, why = pool.fits("large", 9000, plenty())
+    ok, why = fits(pool, "large", 9000, plenty())
     assert not ok and "9,000 tokens of context" in why
     family.path("large").unlink()
-    ok, why = pool.fits("large", 10, plenty())
+    ok, why = fits(pool, "large", 10, plenty())
     assert not ok and "is missing" in why
 
 
@@ -370,8 +380,8 @@ def test_slots_give_way_to_another_tier(make_pool: MakePool, family: Family) -> 
         leases = [held.enter_context(pool.acquire("small", context_tokens=9)) for _ in range(8)]
         assert widened(pool)[1] > 1
         calls = [lease.tier.stream(replace(CALL, max_tokens=200)) for lease in leases]
-        fits, _ = pool.fits("large", 10, plenty())
-        assert fits
+        ok, _ = fits(pool, "large", 10, plenty())
+        assert ok
         with pool.acquire("large", context_tokens=10) as large:
             assert not any("unloaded" in event for event in large.events)
             assert widened(pool) == (2048, 1)
@@ -744,8 +754,8 @@ def test_a_call_may_bring_a_lower_cap_of_its_own(make_pool: MakePool, family: Fa
     pool = make_pool()
     for name in ("small", "middle"):
         pool.acquire(name, context_tokens=100).release()
-    fits, why = pool.fits("large", 100, plenty(), memory_bytes=need["large"] - 1)
-    assert not fits
+    ok, why = fits(pool, "large", 100, plenty(), memory_bytes=need["large"] - 1)
+    assert not ok
     assert "large" in why
     pool.acquire("middle", context_tokens=100, memory_bytes=need["middle"]).release()
     assert set(pool.resident()) == {"middle"}
