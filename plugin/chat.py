@@ -146,9 +146,10 @@ class ChatTierwise(RoutedModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
+        hold = self._option(kwargs, "hold")
         call, budget, pin = self._chat_call(messages, stop, kwargs)
         maker = ChunkMaker()
-        with closing(stream_answer(self.router, call, budget=budget, pin=pin)) as events:
+        with closing(stream_answer(self.router, call, budget=budget, pin=pin, hold=hold)) as events:
             for event in events:
                 chunk = maker.chunk(event)
                 if run_manager is not None:
@@ -162,10 +163,13 @@ class ChatTierwise(RoutedModel, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
+        hold = self._option(kwargs, "hold")
         call, budget, pin = self._chat_call(messages, stop, kwargs)
         router = await self._router_ready()
         maker = ChunkMaker()
-        async with aclosing(astream_answer(router, call, budget=budget, pin=pin)) as events:
+        async with aclosing(
+            astream_answer(router, call, budget=budget, pin=pin, hold=hold)
+        ) as events:
             async for event in events:
                 chunk = maker.chunk(event)
                 if run_manager is not None:

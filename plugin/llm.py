@@ -112,8 +112,9 @@ class TierwiseLLM(RoutedModel, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
+        hold = self._option(kwargs, "hold")
         call, budget, pin = self._prompt_call(prompt, stop, kwargs)
-        with closing(stream_answer(self.router, call, budget=budget, pin=pin)) as events:
+        with closing(stream_answer(self.router, call, budget=budget, pin=pin, hold=hold)) as events:
             for event in events:
                 chunk = _chunk(event)
                 if run_manager is not None:
@@ -127,9 +128,12 @@ class TierwiseLLM(RoutedModel, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
+        hold = self._option(kwargs, "hold")
         call, budget, pin = self._prompt_call(prompt, stop, kwargs)
         router = await self._router_ready()
-        async with aclosing(astream_answer(router, call, budget=budget, pin=pin)) as events:
+        async with aclosing(
+            astream_answer(router, call, budget=budget, pin=pin, hold=hold)
+        ) as events:
             async for event in events:
                 chunk = _chunk(event)
                 if run_manager is not None:

@@ -26,7 +26,7 @@ from tierwise.runtime.errors import ConfigError
 from tierwise.runtime.family import Family
 
 _Choices = Annotated[tuple[str, ...], MinLen(1)] | None
-_IGNORED = ("strict", "ls_structured_output_format", "stream", "streaming")
+_IGNORED = ("strict", "ls_structured_output_format", "stream", "streaming", "hold")
 
 
 class RoutedModel(BaseModel):
@@ -58,6 +58,8 @@ class RoutedModel(BaseModel):
             `tierwise replay`; None for none. Prompts are hashed.
         log_text: Log calls and replies as they are, too.
         streaming: Stream inside ``invoke`` too, for callbacks that want tokens.
+        hold: Stream a reply only once it is verified, all at once, so that a text that went wrong
+            can still be given up for a better tier's. Else what has been streamed stands.
     """
 
     family: str = Field(default_factory=lambda: os.environ.get("TIERWISE_FAMILY", ""))
@@ -82,6 +84,7 @@ class RoutedModel(BaseModel):
     decision_log: str | None = None
     log_text: bool = False
     streaming: bool = False
+    hold: bool = False
 
     @field_validator("family", "decision_log", mode="before")
     @classmethod
@@ -172,7 +175,7 @@ class RoutedModel(BaseModel):
                 f"unknown option {', '.join(map(repr, options))}. Known per call: tools, "
                 "tool_choice, parallel_tool_calls, response_format, regex, choices, budget, "
                 "model, temperature, top_k, top_p, min_p, seed, logprobs, top_logprobs, "
-                "max_tokens, timeout, overflow, stop."
+                "max_tokens, timeout, overflow, hold, stop."
             )
         return call, budget, pin
 

@@ -62,7 +62,7 @@ def answer(
         NoFeasibleTierError: No tier fits budget and machine.
         ContextOverflowError, ToolSchemaError, CallTimeoutError: The call cannot be answered.
     """
-    (result,) = stream_answer(router, call, budget=budget, pin=pin, hold=True)
+    *_, result = stream_answer(router, call, budget=budget, pin=pin, hold=True)
     assert isinstance(result, Answer)
     return result
 
@@ -73,7 +73,7 @@ async def aanswer(
     """`answer` for coroutines. Cancelling it cancels what runs."""
     events = astream_answer(router, call, budget=budget, pin=pin, hold=True)
     async with aclosing(events):
-        result = await anext(events)
+        result = [event async for event in events][-1]
     assert isinstance(result, Answer)
     return result
 
@@ -91,7 +91,8 @@ def stream_answer(
     The pieces join to the reply's text and reasoning. Closing the generator cancels what runs.
 
     Args:
-        hold: Yield no pieces, so that a text reply too may be given up for a better tier's.
+        hold: Yield nothing before the reply has been verified, so that a text too may be given up
+            for a better tier's.
     """
     cascade = _Cascade(router, call, budget, pin, hold)
     while (attempt := cascade.next()) is not None:
@@ -222,7 +223,7 @@ class _Cascade:
 
     def still_held(self) -> Sequence[Piece]:
         """The final reply, where none of it was shown until it was sure to stand."""
-        if self.hold or any(attempt.shown for attempt in self._done):
+        if any(attempt.shown for attempt in self._done):
             return ()
         reply = self._answer().reply
         pieces = Piece(reply.reasoning, reasoning=True), Piece(reply.text, reasoning=False)

@@ -107,6 +107,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made["thinker"] = [TierSpec("only", thinker)]
     babbler = write_tiny_gguf(work / "babbler.gguf", seed=2, layers=1, context=2048)
     made["babbler"] = [TierSpec("only", babbler)]
+    endless = script("native", talk="Round and round we go, ")
+    circles = write_scripted_gguf(work / "circles.gguf", endless, context=4096, endless=[""])
+    made["circles"] = [TierSpec("small", circles, kl=0.1), TierSpec("large", large)]
     return {name: make_family(work / name, specs).folder for name, specs in made.items()}
 
 
@@ -287,6 +290,24 @@ def test_a_reply_that_is_given_up_is_not_streamed(make: Make) -> None:
     whole = streamed(chunks)
     assert wanted(whole) == [("get_weather", OSLO)] and whole.content == ""
     assert whole.response_metadata["escalated"] is True
+
+
+@pytest.mark.parametrize("how", ["model", "call"])
+def test_streams_may_be_held_until_they_are_verified(make: Make, how: str) -> None:
+    """The small tier talks in circles, and the large one does not."""
+    options: dict[str, Any] = {"budget": Budget(quality=0), "max_tokens": 400}
+    shown = streamed(list(make("circles", **options).stream("hi")))
+    assert shown.response_metadata["problem"] == "the reply repeats itself"
+    model = make("circles", **options, hold=how == "model")
+    asked: dict[str, Any] = {"hold": True} if how == "call" else {}
+
+    async def all_chunks() -> list[AIMessageChunk]:
+        return [chunk async for chunk in model.astream(f"hi, {how}, again", **asked)]
+
+    for chunks in (list(model.stream(f"hi, {how}", **asked)), asyncio.run(all_chunks())):
+        assert [chunk.content for chunk in chunks if chunk.content] == [HELLO]
+        assert streamed(chunks).response_metadata["escalated"] is True
+    assert model.invoke("hi", **asked).content == HELLO
 
 
 def test_streaming_may_be_turned_off(make: Make) -> None:

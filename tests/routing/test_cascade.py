@@ -504,9 +504,9 @@ def test_text_that_was_shown_stands(make_router: MakeRouter, babbler: Path) -> N
     pieces, result = collect(router, replace(TALK, max_tokens=400))
     assert tried(result) == [("small", "the reply repeats itself")]
     assert "".join(pieces) == result.reply.text
-    # Nobody was shown anything: the same reply is given up.
+    # Held until it is verified, the same reply is given up.
     pieces, result = collect(router, replace(TALK, max_tokens=400), hold=True)
-    assert pieces == [] and result.reply.text == "Hello!"
+    assert pieces == ["Hello!"] and result.reply.text == "Hello!"
 
 
 def test_structured_output_that_was_cut_off_after_showing_stands(make_router: MakeRouter) -> None:
