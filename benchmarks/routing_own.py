@@ -6,7 +6,10 @@ Reads what `tierwise calibrate FAMILY` has collected (all suites together) and a
 splits it anew, learns, and decides for the part that nothing was learned from; all figures are of
 those parts, median, smallest and largest over the runs.
 
-``quality_retained``: share of calls answered rightly ÷ that of always asking the largest tier.
+For each quality, ``routed`` is the learned router, ``as_decided`` what ChatTierwise does: the
+router where the verdict is for it, else the cheapest fixed tier whose share of right answers, in
+what was learned from, is that of the best tier times the quality. ``quality_retained``: share of
+calls answered rightly ÷ that of always asking the largest tier (the one that takes longest).
 ``seconds_saved``: share of its seconds. ``verdict_route``: in how many runs routing beat all
 controls. ``cascade_gain``: by how much the area under quality over cost is larger where replies
 that their tier was not sure of go on to the next one, the second call being paid for.
@@ -51,9 +54,11 @@ def main() -> None:
     runs = [fit_calibration(data, family, tiers, seed=seed) for seed in range(options.runs)]
     tests = [parts_of(data, seed).test for seed in range(options.runs)]
     for quality in options.quality:
-        rows = [at(quality, found, data, t) for found, t in zip(runs, tests, strict=True)]
         figures[f"quality {quality}"] = {
-            name: spread([row[name] for row in rows]) for name in rows[0]
+            how: spreads(
+                [of(quality, found, data, t) for found, t in zip(runs, tests, strict=True)]
+            )
+            for how, of in (("routed", routed), ("as_decided", as_decided))
         }
     gains = [cascade_gain(found, data, t) for found, t in zip(runs, tests, strict=True)]
     figures["cascade_gain"] = spread(gains)
@@ -63,9 +68,29 @@ def main() -> None:
     report(figures, options.json)
 
 
-def at(quality: float, found: Calibration, data: Labelled, test: Any) -> dict[str, float]:
+def spreads(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    return {name: spread([row[name] for row in rows]) for name in rows[0]}
+
+
+def routed(quality: float, found: Calibration, data: Labelled, test: Any) -> dict[str, float]:
     """What routing with this quality comes to, against always the largest."""
     choice = cheapest_that_will_do(found.judged.predicted, found.judged.cost, quality)
+    return against_largest(choice, data, test)
+
+
+def as_decided(quality: float, found: Calibration, data: Labelled, test: Any) -> dict[str, float]:
+    """What the family is used as, with the verdict that it has."""
+    if found.verdict.route:
+        return routed(quality, found, data, test)
+    learned = np.setdiff1d(np.arange(len(data)), test)
+    means, spent = data.y[learned].mean(axis=0), data.spent[learned].mean(axis=0)
+    good = np.flatnonzero(means >= quality * means.max())
+    fixed = good[np.argmin(spent[good])]
+    return against_largest(np.full(len(test), fixed), data, test)
+
+
+def against_largest(choice: Any, data: Labelled, test: Any) -> dict[str, float]:
+    """Of the chosen tiers, shape (test,)."""
     largest = int(np.argmax(data.spent.mean(axis=0)))
     rows = np.arange(len(test))
     right, spent = data.y[test], data.spent[test]
