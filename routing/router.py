@@ -118,6 +118,7 @@ class Router:
         above: str | None = None,
         without: Iterable[str] = (),
         pin: str | None = None,
+        policy: Policy | None = None,
     ) -> Decision:
         """The tier for a call, and the prompt that it is to be given.
 
@@ -128,6 +129,9 @@ class Router:
             above: Only tiers of better quality than this one (for escalation).
             without: Tiers that turned out to be out of reach.
             pin: The user's choice; it must still be feasible.
+            policy: Instead of the router's own, for a question about a call that is not answered
+                here. What it chooses need not be of the family, and calls too long for every
+                tier are for it to judge.
 
         Raises:
             NoFeasibleTierError: No tier fits; lists what each would need.
@@ -144,7 +148,7 @@ class Router:
         longest = max(members, key=lambda one: one.context_tokens)
         prompt = min(prompts.values(), key=len)
         room = context_needed(call, len(prompt), budget, longest)
-        if room > longest.context_tokens:
+        if room > longest.context_tokens and policy is None:
             left_out = " without the turns in its middle" if trimmed else ""
             raise ContextOverflowError(
                 f"the prompt has {len(prompt):,} tokens{left_out} and the reply may have "
@@ -156,7 +160,8 @@ class Router:
         success = dict(self._success(difficulty))
         if self.calibration is not None:
             success |= self.calibration.success(call, prompt)
-            if above is None:  # an escalation is the same call once more
+            # An escalation is the same call once more, and a question about a call is none.
+            if above is None and policy is None:
                 self.adaptation.seen(success)
         best = max((success[tier.name] for tier in self.tiers), default=1.0)
         for remote in self.remotes:
@@ -178,10 +183,11 @@ class Router:
             name, reason, forecasts_ = self._pinned(pin, forecasts)
         else:
             current = self._current.get(_conversation(call))
-            name, reason, forecasts_ = self._policy(forecasts, budget, current)
+            name, reason, forecasts_ = (policy or self._policy)(forecasts, budget, current)
         note = next(one.note for one in forecasts_ if one.tier == name)
         reason = f"{reason}, {note}" if note else reason
-        prompt = prompts[self.family.member(name).taught_tools]
+        taught = {one.name: one.taught_tools for one in members}
+        prompt = prompts[taught[name]] if name in taught else prompt
         return Decision(
             name, reason, difficulty, len(prompt), tuple(forecasts_), prompt=prompt, call=trimmed
         )

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from tierwise.compression.build import build_family as build_family
     from tierwise.compression.recipe import BuildConfig as BuildConfig
     from tierwise.plugin.chat import ChatTierwise as ChatTierwise
+    from tierwise.plugin.decision_model import TierwiseDecisionModel as TierwiseDecisionModel
     from tierwise.plugin.llm import TierwiseLLM as TierwiseLLM
     from tierwise.plugin.middleware import TierRoutingMiddleware as TierRoutingMiddleware
     from tierwise.routing.budget import Budget as Budget
+    from tierwise.routing.candidates import OtherModel as OtherModel
     from tierwise.routing.decision import Decision as Decision
     from tierwise.routing.router import Router as Router
     from tierwise.runtime.errors import TierwiseError as TierwiseError
@@ -33,9 +35,11 @@ _EXPORTS = {
     "Decision": "tierwise.routing.decision",
     "Family": "tierwise.runtime.family",
     "ModelAdapter": "tierwise.compression.adapter.adapter",
+    "OtherModel": "tierwise.routing.candidates",
     "Resources": "tierwise.runtime.resources",
     "Router": "tierwise.routing.router",
     "TierRoutingMiddleware": "tierwise.plugin.middleware",
+    "TierwiseDecisionModel": "tierwise.plugin.decision_model",
     "TierwiseError": "tierwise.runtime.errors",
     "TierwiseLLM": "tierwise.plugin.llm",
     "adapt_model": "tierwise.compression.adapter.adapter",
@@ -53,9 +57,11 @@ __all__ = [
     "Decision",
     "Family",
     "ModelAdapter",
+    "OtherModel",
     "Resources",
     "Router",
     "TierRoutingMiddleware",
+    "TierwiseDecisionModel",
     "TierwiseError",
     "TierwiseLLM",
     "adapt_model",
