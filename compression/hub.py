@@ -75,6 +75,13 @@ def download(
     return folder, chosen
 
 
+def is_cached(repo: str) -> bool:
+    """Whether the hub's own cache has something of that repository."""
+    from huggingface_hub import constants
+
+    return (Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}").is_dir()
+
+
 def _transport_errors() -> tuple[type[Exception], ...]:
     """What a failed request raises. The hub changed its HTTP library twice (requests, httpx,
     httpx2); its own error always descends from that library's."""

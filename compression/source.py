@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tierwise.compression.checkpoint import CHECKPOINT_FILES, FORMS, choose_file, licence_of
 from tierwise.compression.export import Progress, export_gguf
-from tierwise.compression.hub import download
+from tierwise.compression.hub import download, is_cached
 from tierwise.runtime.errors import (
     DamagedModelError,
     MissingExtraError,
@@ -111,6 +111,14 @@ def resolve_base(
             return _from_checkpoint(spec, folder, name, bases, progress)
         return _from_gguf(spec, folder / chosen, name, card=folder)
     raise ModelNotFoundError(f"{spec!r} names no base model. Give {FORMS}.")
+
+
+def is_here(spec: str) -> bool:
+    """Whether `resolve_base` can find the base without downloading it."""
+    if spec.startswith("bundled:") or Path(spec).expanduser().exists():
+        return True
+    hub = _HUB_ID.fullmatch(spec)
+    return hub is not None and is_cached(hub["repo"])
 
 
 def _is_path(spec: str, is_hub_id: bool) -> bool:

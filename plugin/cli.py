@@ -30,6 +30,7 @@ from tierwise.plugin.cli_options import (
     budget_of,
     print_json,
 )
+from tierwise.plugin.learn_command import learn
 from tierwise.plugin.remote_commands import connect, disconnect
 from tierwise.plugin.routing_commands import calibrate, explain, replay
 from tierwise.runtime.errors import TierwiseError
@@ -232,7 +233,7 @@ def show(folder: Folder, plot: Plot = False, as_json: AsJson = False) -> None:
     JSON: {"folder", "created", "tierwise", "base", "total_bytes", "reference_call", "tiers",
     "remotes", "dropped"}. Each tier has "name", "path", "bytes", "layers", how it was made
     ("quantization", "pruned_layers", "ffn_channels", "kv_heads", "kv_type", "tensor_overrides",
-    "demonstration_tokens", "distillation"),
+    "demonstration_tokens", "distillation", "learning"),
     "kl_mean_nats", "kl_p999_nats", "top1_agreement", "perplexity", "task_success", "kv_q8_0" (what
     such a KV cache adds), and "this_machine": "prefill_tokens_per_s", "decode_tokens_per_s",
     "load_s", "resident_bytes", "reference_call_s", "step_s" (of a decode step by tokens of one
@@ -296,7 +297,7 @@ def run(
         print_json({"family": str(folder), "replies": replies})
 
 
-for _command in (explain, calibrate, replay, connect, disconnect):
+for _command in (explain, calibrate, replay, learn, connect, disconnect):
     app.command()(_command)
 
 

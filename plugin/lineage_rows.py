@@ -22,20 +22,23 @@ def lineage_rows(family: Family) -> Sequence[_Row]:
         (("prompt that shows tools, tokens", _shown), lambda tier: bool(tier.demonstration_tokens)),
         (("distillation, tokens", _trained), lambda tier: tier.lineage.distillation is not None),
         (("held-out KL by it, nats", _gained), lambda tier: tier.lineage.distillation is not None),
+        (("taught logged calls", _learned), lambda tier: tier.lineage.learning is not None),
     )
     return [row for row, of in rows if any(of(tier) for tier in family.tiers)]
 
 
 def lineage_json(tier: Tier) -> dict[str, Any]:
     """Keys ``origin, quantization, pruned_layers, ffn_channels, kv_heads, kv_type,
-    demonstration_tokens, tensor_types, tensor_overrides, imatrix_sha256, distillation``.
+    demonstration_tokens, tensor_types, tensor_overrides, imatrix_sha256, distillation,
+    learning``.
 
-    The last is None or ``{teacher_sha256, loss, steps, skipped_steps, tokens, seconds,
+    Distillation is None or ``{teacher_sha256, loss, steps, skipped_steps, tokens, seconds,
     documents, quantization_aware, kl_before, kl_after, cross_entropy, nll_before, nll_after}``;
-    its curve is in ``family.json``.
+    its curve is in ``family.json``. Learning is None or ``{at, calls, calls_key, parent_sha256,
+    held_out, before, after, training}``, where training is a distillation.
     """
     lineage = tier.lineage
-    run = lineage.distillation
+    run, learning = lineage.distillation, lineage.learning
     return {
         "origin": lineage.origin,
         "quantization": lineage.quantization,
@@ -48,6 +51,9 @@ def lineage_json(tier: Tier) -> dict[str, Any]:
         "tensor_overrides": dict(lineage.tensor_overrides),
         "imatrix_sha256": lineage.imatrix_sha256,
         "distillation": None if run is None else _run_json(run),
+        "learning": None
+        if learning is None
+        else {**learning.model_dump(mode="json"), "training": _run_json(learning.training)},
     }
 
 
@@ -86,3 +92,8 @@ def _trained(tier: Tier) -> str:
 def _gained(tier: Tier) -> str:
     run = tier.lineage.distillation
     return UNKNOWN if run is None else f"{run.kl_before:.3f} → {run.kl_after:.3f}"
+
+
+def _learned(tier: Tier) -> str:
+    learning = tier.lineage.learning
+    return UNKNOWN if learning is None else f"{learning.calls:,}, {learning.at[:10]}"

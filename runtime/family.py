@@ -144,6 +144,29 @@ class Distillation(Record):
     curve: tuple[CurvePoint, ...] = ()
 
 
+class Learning(Record):
+    """How a tier was taught since it was made, from calls of a decision log.
+
+    Args:
+        at: ISO 8601 time in UTC.
+        calls: How many were learned.
+        calls_key: Stands for those and the held-out ones.
+        parent_sha256: Of the tier's file before.
+        held_out: Logged calls that both files were judged on.
+        before, after: Share of those that each answered rightly.
+        training: How it went.
+    """
+
+    at: str
+    calls: int
+    calls_key: str
+    parent_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    held_out: int
+    before: float
+    after: float
+    training: Distillation
+
+
 class Lineage(Record):
     """How a tier was made from the base."""
 
@@ -158,6 +181,7 @@ class Lineage(Record):
     ffn_channels: int | None = Field(default=None, description="per layer, where some were pruned")
     kv_heads: int | None = Field(default=None, description="per layer, where some were pruned")
     distillation: Distillation | None = None
+    learning: Learning | None = Field(default=None, description="the latest, where it was taught")
 
 
 class Tier(Record):

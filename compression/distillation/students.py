@@ -175,7 +175,7 @@ class _Class:
             trained=(folder / "trained").resolve(),
         )
         write_atomically(folder / TASK, job.model_dump_json())
-        with self.reporter.stage(f"Teaching {_name(pruned)}") as progress:
+        with self.reporter.stage(f"Teaching {self._called(pruned)}") as progress:
             run_worker(
                 "train",
                 folder,
@@ -194,12 +194,11 @@ class _Class:
             counters = _trained(folder)
             assert counters is not None
         pruned = Pruned.model_validate_json((folder / PRUNED / RESULT).read_text(encoding="utf-8"))
-        name = _name(pruned)
-        with self.reporter.stage(f"Exporting {name}") as progress:
+        with self.reporter.stage(f"Exporting {self._called(pruned)}") as progress:
             file = export_gguf(
                 folder / "trained",
                 self._file(key),
-                name=f"{self.base.name} {name}",
+                name=self.base.name if self._whole(pruned) else f"{self.base.name} {_name(pruned)}",
                 vocabulary_from=self.base.gguf,
                 taught_tools=self.teaching.taught or config.shown < 1,
                 progress=progress,
@@ -252,9 +251,21 @@ class _Class:
                 target=(folder / "start").resolve(),
             )
             write_atomically(work / TASK, task.model_dump_json())
-            with self.reporter.stage(f"Pruning {self.base.name}") as progress:
+            prunes = recipe != StudentRecipe(
+                quantization_aware=recipe.quantization_aware, share=recipe.share
+            )
+            doing = "Pruning" if prunes else "Preparing"
+            with self.reporter.stage(f"{doing} {self.base.name}") as progress:
                 run_worker("prune", work, threads=self.teaching.threads, progress=progress)
         return Pruned.model_validate_json((work / RESULT).read_text(encoding="utf-8"))
+
+    def _whole(self, made: Pruned) -> bool:
+        """Whether nothing was taken out of it: then it is the base, taught."""
+        narrow = made.ffn_channels is not None or made.kv_heads is not None
+        return len(made.parents) == self.teaching.layers and not narrow
+
+    def _called(self, made: Pruned) -> str:
+        return self.base.name if self._whole(made) else _name(made)
 
 
 def _trained(folder: Path) -> Counters | None:

@@ -1,7 +1,8 @@
 """The user's own conversations: LangChain's or OpenAI's messages, one conversation a line.
 
 ``{"messages": [...], "tools": [...]}``; a bare list of messages will do too. The forms of messages
-and tools that are read are those of `message_json`.
+and tools that are read are those of `message_json`. Two keys more may be there: "response_schema",
+that the answers follow, and ``"right": "last"`` where only the last answer is known to be right.
 """
 
 from __future__ import annotations
@@ -27,11 +28,16 @@ def read_transcripts(path: Path) -> Iterator[Conversation]:
         path,
         "conversation",
         SHAPE,
-        lambda data, number: _conversation(data, f"transcripts-{path.name}-{number}"),
+        lambda data, number: conversation_from(data, f"transcripts-{path.name}-{number}"),
     )
 
 
-def _conversation(data: Any, group: str) -> Conversation:
+def conversation_from(data: Any, group: str) -> Conversation:
+    """One conversation, as a line of such a file holds it.
+
+    Raises:
+        ConfigError: It is none; says what to do about it.
+    """
     if isinstance(data, list):
         data = {"messages": data}
     entries = data.get("messages") if isinstance(data, Mapping) else None
@@ -42,9 +48,20 @@ def _conversation(data: Any, group: str) -> Conversation:
         raise ConfigError(
             "no message of it is the assistant's, so there is nothing to learn. Remove the line."
         )
-    tools = data.get("tools") or []
+    tools, schema = data.get("tools") or [], data.get("response_schema")
     if not isinstance(tools, list):
         raise ConfigError(f"its tools must be a list, not {tools!r}.")
+    if schema is not None and not isinstance(schema, Mapping):
+        raise ConfigError(f"its response_schema must be a JSON schema, not {schema!r}.")
+    answers = [turn for turn, message in enumerate(messages) if message.role == "assistant"]
+    right = data.get("right", "all")
+    if right not in ("all", "last"):
+        raise ConfigError(f'"right" must be "all" or "last", not {right!r}.')
     return Conversation(
-        tuple(messages), "transcripts", group, tools=tuple(tool_from(tool) for tool in tools)
+        tuple(messages),
+        "transcripts",
+        group,
+        tools=tuple(tool_from(tool) for tool in tools),
+        response_schema=schema,
+        written=tuple(answers[:-1]) if right == "last" else (),
     )

@@ -20,6 +20,7 @@ from tierwise.compression.report.card_front import front_matter, is_pruned
 from tierwise.compression.report.recipes import (
     distillation_facts,
     layers_text,
+    learning_facts,
     parameters_text,
     quantization_facts,
 )
@@ -109,7 +110,8 @@ def _opening(base: Base, tier: Tier) -> str:
 def _lineage(base: Base, tier: Tier) -> str:
     lineage = tier.lineage
     if lineage.origin == "adopted":
-        rows = [("Layers", str(tier.layers)), *quantization_facts(lineage)]
+        rows = [("Layers", str(tier.layers)), *learning_facts(lineage)]
+        rows += quantization_facts(lineage)
         return (
             f"## Lineage\n\nMade elsewhere and adopted beside tiers of {plain(base.name)}, whose "
             "vocabulary it shares. Its own base, licence and training are not known here: ask "
@@ -131,6 +133,7 @@ def _lineage(base: Base, tier: Tier) -> str:
         rows += [(f"Distillation: {label}", value) for label, value in facts]
         if tier.taught_tools:
             rows.append(("Tools", "called without a demonstration of how in the prompt"))
+    rows += learning_facts(lineage)
     rows += quantization_facts(lineage)
     if tier.kv_type != "f16":
         rows.append(("KV cache", f"{tier.kv_type} (part of the tier)"))
@@ -231,6 +234,12 @@ def _limits(base: Base, tier: Tier) -> str:
         lines.append(
             "- It was trained on the base's own answers, so it repeats the base's mistakes with "
             "the same confidence."
+        )
+    if tier.lineage.learning is not None:
+        lines.append(
+            "- It was taught replies to logged calls of one user, which larger models gave and "
+            "nobody read one by one: what was wrong in them it may have learned too, and what was "
+            "private in them it may tell. Think of that before you publish it."
         )
     if is_pruned(tier.lineage) and tier.lineage.distillation is None:
         lines.append("- It was pruned and not trained afterwards: expect it to fail more often.")

@@ -90,6 +90,26 @@ def distillation_facts(run: Distillation) -> Facts:
     return facts
 
 
+def learning_facts(lineage: Lineage) -> Facts:
+    """What it was taught since it was made; nothing if it was not."""
+    found = lineage.learning
+    if found is None:
+        return []
+    run = found.training
+    return [
+        (
+            "Taught since",
+            f"from {found.calls:,} logged calls on {found.at[:10]} ({run.steps:,} steps, "
+            f"{count_text(run.tokens)} tokens)",
+        ),
+        ("File before", f"sha256 {found.parent_sha256[:12]}…"),
+        (
+            "Logged calls done, of those never learned",
+            f"{found.before:.0%} → {found.after:.0%} of {found.held_out:,}",
+        ),
+    ]
+
+
 def documents_text(run: Distillation) -> str:
     """How many from where: "1,200 agent tasks, 80 transcripts"."""
     return ", ".join(f"{count:,} {source}" for source, count in run.documents.items())

@@ -31,8 +31,8 @@ from tierwise.runtime.family import Family
 from tierwise.runtime.profile import family_profiles
 
 COMMANDS = [
-    "build", "adopt", "list", "show", "run", "explain", "calibrate", "replay", "connect",
-    "disconnect", "doctor"
+    "build", "adopt", "list", "show", "run", "explain", "calibrate", "replay", "learn",
+    "connect", "disconnect", "doctor"
 ]  # fmt: skip
 PYTHON = [sys.executable, "-m", "tierwise.plugin.cli"]
 RECIPE = """
