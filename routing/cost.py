@@ -138,6 +138,21 @@ class CostModel:
         seconds = first + reply.forced * by_token + max(0.0, reply.chosen - 1) * step
         return Cost(first, seconds, seconds * self._watts(profile))
 
+    def coming_back(
+        self, tier: str, missed_tokens: int, reply: ExpectedReply, *, cold: bool
+    ) -> float:
+        """Seconds for a tier to read what of a conversation another one has answered.
+
+        Args:
+            missed_tokens: Of the prompt that the other one answers.
+            reply: Of the other one; it is read like a prompt.
+            cold: Whether the tier must be loaded first.
+        """
+        profile, factors = self.profiles[tier], self._factors.get(tier) or _Factors()
+        load = profile.load_s * math.exp(factors.load) if cold else 0.0
+        tokens = missed_tokens + reply.chosen + reply.forced
+        return load + tokens * math.exp(factors.prefill) / profile.prefill_tokens_per_s
+
     def observe(
         self, tier: str, call: Call, usage: Usage, seconds: float, forecast_s: float, load_s: float
     ) -> None:
