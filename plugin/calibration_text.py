@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from tierwise.routing.budget import Budget
 from tierwise.routing.calibration import Calibration
+from tierwise.routing.price_search import Price
+
+MEAN_QUALITIES = (0.9, 0.95, 0.98)
+"""For which it is told what a second is priced at."""
 
 _NAMES = {
     "structural_prior": "the family's own measurements",
@@ -24,4 +29,20 @@ def calibration_text(found: Calibration) -> str:
         lines.append(row)
     learned = _NAMES.get(found.estimator, found.estimator)
     lines += ["", f"chances of success by {learned}", "", str(found.verdict)]
+    if prices := mean_prices(found):
+        lines += [
+            "",
+            f"{'mean_quality':<24}{'price of a second':>20}{'kept':>10}{'seconds a call':>18}",
+        ]
+    for quality, price in prices.items():
+        kept = f"{price.kept:.1%}"
+        lines.append(f"{quality:<24}{price.per_second:>20.3g}{kept:>10}{price.seconds:>18.3g}")
     return "\n".join(lines)
+
+
+def mean_prices(found: Calibration) -> dict[float, Price]:
+    """What a second is priced at for some values of `Budget.mean_quality`; empty where there are
+    no calls to find it on."""
+    if not len(found.judged.groups):
+        return {}
+    return {quality: found.price(Budget(mean_quality=quality)) for quality in MEAN_QUALITIES}

@@ -18,11 +18,16 @@ from tierwise import __version__
 from tierwise.plugin import build_options as options
 from tierwise.plugin.cli_options import (
     AsJson,
+    BudgetJoules,
     BudgetMemory,
     BudgetSeconds,
     Folder,
     MaxTokens,
+    MeanQuality,
+    MeanSeconds,
     Plot,
+    PowerMode,
+    Price,
     Quality,
     State,
     System,
@@ -261,7 +266,12 @@ def run(
     tier: Annotated[str | None, typer.Option(help="Use this tier and no other.")] = None,
     budget_seconds: BudgetSeconds = None,
     budget_memory: BudgetMemory = None,
+    budget_joules: BudgetJoules = None,
     quality: Quality = None,
+    power: PowerMode = None,
+    price: Price = None,
+    mean_seconds: MeanSeconds = None,
+    mean_quality: MeanQuality = None,
     max_tokens: MaxTokens = None,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest.")] = 0.0,
     system: System = "",
@@ -277,13 +287,23 @@ def run(
     each of its lines is one turn of the conversation.
 
     JSON: {"family", "replies": [{"prompt", "text", "finish_reason", "usage", "tier", "reason",
-    "predicted_s", "actual_s", "total_s", "escalated", "problem", "attempts", "decision"}]}.
+    "predicted_s", "actual_s", "total_s", "predicted_joules", "total_joules", "escalated",
+    "problem", "attempts", "decision"}]}.
     """
     from tierwise.plugin.terminal_chat import talk
 
     replies = talk(
         folder,
-        budget_of(budget_seconds, budget_memory, quality),
+        budget_of(
+            price,
+            seconds_per_call=budget_seconds,
+            memory=budget_memory,
+            joules_per_call=budget_joules,
+            quality=quality,
+            power=power,
+            mean_seconds=mean_seconds,
+            mean_quality=mean_quality,
+        ),
         prompt=prompt,
         tier=tier,
         max_tokens=max_tokens,

@@ -1,7 +1,8 @@
 """``TierRoutingMiddleware``: budgets of whole agent runs, for agents made by ``create_agent``.
 
 `ChatTierwise` routes every call by itself. What it cannot know is the run that the call is a step
-of: how much time the run has left, how many steps may follow, and that tools keep failing. The
+of: how much time, energy and text the run has left, how many steps may follow, and that tools keep
+failing. The
 middleware tells it, call by call, and keeps nothing of its own: all of it is read from the
 conversation, so that a run which is interrupted, checkpointed and resumed elsewhere goes on with
 what is left of its budget.
@@ -28,7 +29,8 @@ FAILURES = 2
 
 
 class TierRoutingMiddleware(AgentMiddleware[Any, Any, Any]):
-    """Spreads a run's seconds over its steps, and asks for the best tier where tools keep failing.
+    """Spreads what a run may take over its steps, and asks for the best tier where tools keep
+    failing.
 
     It acts on models that are `ChatTierwise`, and leaves any other alone, such as one that a
     fallback middleware put in its place. It may stand anywhere among other middleware.
@@ -36,8 +38,12 @@ class TierRoutingMiddleware(AgentMiddleware[Any, Any, Any]):
     Args:
         seconds_per_run: For all model calls of a run together, from the user's message on. What
             a step does not use, later ones may. None for no limit.
+        joules_per_run: Energy of this machine, likewise: as forecast, for as long as calls took.
+        tokens_per_run: Of all replies together, likewise. A step's share is the longest that its
+            reply may be.
         steps: Model calls that a run is expected to take; what is left is shared by those that
-            are left, and is all for the next one when there are none.
+            are left, and is all for the next one when there are none. A run that has used up one
+            of these goes on, with the cheapest tier that keeps to the others.
         failures: Tool errors of a run from which on the best tier is asked for; None for never.
 
     Raises:
@@ -54,16 +60,25 @@ class TierRoutingMiddleware(AgentMiddleware[Any, Any, Any]):
         self,
         *,
         seconds_per_run: float | None = None,
+        joules_per_run: float | None = None,
+        tokens_per_run: int | None = None,
         steps: int = STEPS,
         failures: int | None = FAILURES,
     ) -> None:
         super().__init__()
-        for name, value in (("seconds_per_run", seconds_per_run), ("failures", failures)):
+        given = {
+            "seconds_per_run": seconds_per_run,
+            "joules_per_run": joules_per_run,
+            "tokens_per_run": tokens_per_run,
+            "failures": failures,
+        }
+        for name, value in given.items():
             if value is not None and value <= 0:
                 raise ConfigError(f"{name} must be above 0, got {value}")
         if steps < 1:
             raise ConfigError(f"steps must be at least 1, got {steps}")
-        self.seconds_per_run, self.steps, self.failures = seconds_per_run, steps, failures
+        self.seconds_per_run, self.joules_per_run = seconds_per_run, joules_per_run
+        self.tokens_per_run, self.steps, self.failures = tokens_per_run, steps, failures
 
     def wrap_model_call(
         self,
@@ -102,18 +117,25 @@ class TierRoutingMiddleware(AgentMiddleware[Any, Any, Any]):
         """
         run = _run(messages)
         replies = [message for message in run if isinstance(message, AIMessage)]
-        changes: dict[str, Any] = {}
         failed = sum(isinstance(m, ToolMessage) and m.status == "error" for m in run)
         if self.failures is not None and failed >= self.failures:
-            changes["quality"] = 1.0
-        if self.seconds_per_run is not None:
-            spent = sum(float(m.response_metadata.get("total_s") or 0.0) for m in replies)
-            left = self.seconds_per_run - spent
-            if left <= 0:  # nobody is helped by an agent that stops in the middle
-                return granted.model_copy(update={"quality": 0.0})
-            share = left / max(1, self.steps - len(replies))
-            changes["seconds_per_call"] = min(share, granted.seconds_per_call or share)
-        return granted.model_copy(update=changes)
+            granted = granted.for_the_best()
+        limits: dict[str, Any] = {}
+        for name, whole, spent in (
+            ("seconds_per_call", self.seconds_per_run, _told(replies, "total_s")),
+            ("joules_per_call", self.joules_per_run, _told(replies, "total_joules")),
+            ("reply_tokens", self.tokens_per_run, _written(replies)),
+        ):
+            if whole is None:
+                continue
+            if spent >= whole:  # nobody is helped by an agent that stops in the middle
+                granted = granted.for_the_cheapest()
+                continue
+            share = (whole - spent) / max(1, self.steps - len(replies))
+            if name == "reply_tokens":
+                share = max(1, int(share))
+            limits[name] = min(share, getattr(granted, name) or share)
+        return granted.model_copy(update=limits)
 
     def _requests(
         self, request: ModelRequest[Any]
@@ -124,10 +146,24 @@ class TierRoutingMiddleware(AgentMiddleware[Any, Any, Any]):
             return request, None
         budget = self.budget(request.messages, model.budget)
         first = request.override(model=model.model_copy(update={"budget": budget}))
-        if budget.seconds_per_call == model.budget.seconds_per_call:
+        own = model.budget
+        if (budget.seconds_per_call, budget.joules_per_call) == (
+            own.seconds_per_call,
+            own.joules_per_call,
+        ):
             return first, None
-        late = model.budget.model_copy(update={"quality": 0.0})
+        late = own.for_the_cheapest().model_copy(update={"reply_tokens": budget.reply_tokens})
         return first, request.override(model=model.model_copy(update={"budget": late}))
+
+
+def _told(replies: Sequence[AIMessage], key: str) -> float:
+    """Sum of what replies of this model say of themselves."""
+    return sum(float(reply.response_metadata.get(key) or 0.0) for reply in replies)
+
+
+def _written(replies: Sequence[AIMessage]) -> int:
+    """Tokens of replies, whoever gave them."""
+    return sum(reply.usage_metadata["output_tokens"] for reply in replies if reply.usage_metadata)
 
 
 def _run(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:

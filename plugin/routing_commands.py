@@ -9,10 +9,15 @@ import typer
 
 from tierwise.plugin.cli_options import (
     AsJson,
+    BudgetJoules,
     BudgetMemory,
     BudgetSeconds,
     Folder,
     MaxTokens,
+    MeanQuality,
+    MeanSeconds,
+    PowerMode,
+    Price,
     Quality,
     System,
     budget_of,
@@ -29,7 +34,12 @@ def explain(
     ] = None,
     budget_seconds: BudgetSeconds = None,
     budget_memory: BudgetMemory = None,
+    budget_joules: BudgetJoules = None,
     quality: Quality = None,
+    power: PowerMode = None,
+    price: Price = None,
+    mean_seconds: MeanSeconds = None,
+    mean_quality: MeanQuality = None,
     max_tokens: MaxTokens = None,
     system: System = "",
     as_json: AsJson = False,
@@ -37,11 +47,21 @@ def explain(
     """Show which tier would answer a call, and why; nothing is generated.
 
     JSON: {"tier", "reason", "difficulty", "prompt_tokens", "forecasts": [{"tier", "success",
-    "seconds", "first_token_s", "memory_bytes", "new_tokens", "cold", "feasible", "verdict"}]}.
+    "seconds", "first_token_s", "joules", "memory_bytes", "new_tokens", "cold", "feasible",
+    "verdict", "return_s", "reload_s", "crowds"}]}.
     """
     from tierwise.plugin.terminal_chat import decide
 
-    budget = budget_of(budget_seconds, budget_memory, quality)
+    budget = budget_of(
+        price,
+        seconds_per_call=budget_seconds,
+        memory=budget_memory,
+        joules_per_call=budget_joules,
+        quality=quality,
+        power=power,
+        mean_seconds=mean_seconds,
+        mean_quality=mean_quality,
+    )
     decision = decide(folder, prompt, budget, tools=tools, max_tokens=max_tokens, system=system)
     if as_json:
         print_json(decision.to_json())
@@ -82,13 +102,14 @@ def calibrate(
     goes by what was learned, or by the best fixed tier, where routing is not shown to pay.
 
     JSON: {"tiers", "sha256", "estimator", "areas", "means", "verified", "floor", "suites",
-    "verdict", "reliability", "unasked", "report"}.
+    "verdict", "reliability", "prices": [{"mean_quality", "per_second", "seconds", "right", "kept",
+    "n", "met", "reason"}], "unasked", "report"}.
     """
     ctx.obj.when_stopped = "stopped; what was asked is kept, and the same command goes on"
     from tierwise.evaluation.outcomes import OUTCOMES, OutcomeStore
     from tierwise.evaluation.suites import load_suite, own_suite
     from tierwise.plugin.calibration_report import write_calibration_report
-    from tierwise.plugin.calibration_text import calibration_text
+    from tierwise.plugin.calibration_text import calibration_text, mean_prices
     from tierwise.plugin.rendering import RichReporter
     from tierwise.routing.calibrate import calibrate_family
     from tierwise.routing.calibration_store import calibration_json
@@ -107,7 +128,9 @@ def calibrate(
         with OutcomeStore(family.folder / OUTCOMES) as store:
             store.export(export)
     if as_json:
-        print_json({**calibration_json(found), "unasked": unasked, "report": str(report)})
+        prices = [{"mean_quality": q, **p.to_json()} for q, p in mean_prices(found).items()]
+        rest = {"prices": prices, "unasked": unasked, "report": str(report)}
+        print_json({**calibration_json(found), **rest})
         return
     typer.echo(calibration_text(found))
     typer.echo(f"\n{report}")
@@ -119,22 +142,33 @@ def replay(
     log: Annotated[Path, typer.Argument(metavar="LOG", help="A decision log.")],
     budget_seconds: BudgetSeconds = None,
     budget_memory: BudgetMemory = None,
+    budget_joules: BudgetJoules = None,
     quality: Quality = None,
+    power: PowerMode = None,
+    price: Price = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what would have been decided under another budget; nothing is generated.
 
-    JSON: {"calls", "changed", "refused", "seconds": {"then", "now"}, "success", "tiers"}.
+    JSON: {"calls", "changed", "refused", "seconds": {"then", "now"}, "joules", "success", "tiers"}.
     """
     from tierwise.routing.decision_log import read_log
     from tierwise.routing.replay import replay as replayed
 
-    found = replayed(read_log(log), budget_of(budget_seconds, budget_memory, quality)).to_json()
+    budget = budget_of(
+        price,
+        seconds_per_call=budget_seconds,
+        memory=budget_memory,
+        joules_per_call=budget_joules,
+        quality=quality,
+        power=power,
+    )
+    found = replayed(read_log(log), budget).to_json()
     if as_json:
         print_json(found)
         return
     typer.echo(f"{found['calls']} calls, {found['changed']} of them to another tier")
-    for name, unit in (("seconds", "s"), ("success", "")):
+    for name, unit in (("seconds", "s"), ("joules", "J"), ("success", "")):
         typer.echo(f"{name:<10}{found[name]['then']:>10} {unit} then{found[name]['now']:>10} now")
     tiers = found["tiers"]
     for tier in dict.fromkeys((*tiers["then"], *tiers["now"])):

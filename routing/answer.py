@@ -25,6 +25,12 @@ class Attempt:
     doubt: str = ""
     """Why a better tier was to be asked all the same; "" for no cause."""
 
+    @property
+    def joules(self) -> float:
+        """Of this machine: the forecast, for as long as it really took."""
+        forecast = self.decision.forecast
+        return forecast.joules * self.seconds / forecast.seconds if forecast.seconds else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -54,6 +60,11 @@ class Answer:
         """Of all attempts together."""
         return sum(attempt.seconds for attempt in self.attempts)
 
+    @property
+    def joules(self) -> float:
+        """Of all attempts together."""
+        return sum(attempt.joules for attempt in self.attempts)
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``response_metadata``."""
         final = self.final
@@ -65,6 +76,8 @@ class Answer:
             "predicted_s": round(forecast.seconds, 4),
             "actual_s": round(final.seconds, 4),
             "total_s": round(self.seconds, 4),
+            "predicted_joules": round(forecast.joules, 3),
+            "total_joules": round(self.joules, 3),
             "escalated": self.escalated,
             "problem": final.problem,
             "attempts": [
@@ -72,6 +85,7 @@ class Answer:
                     "tier": attempt.decision.tier,
                     "predicted_s": round(attempt.decision.forecast.seconds, 4),
                     "actual_s": round(attempt.seconds, 4),
+                    "joules": round(attempt.joules, 3),
                     "problem": attempt.problem,
                     "doubt": attempt.doubt,
                     "reused_tokens": attempt.reply.usage.reused_tokens,

@@ -8,12 +8,13 @@ judges: reliability, the verdict for or against routing, and what can be promise
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tierwise.routing.budget import Budget
 from tierwise.routing.controls import cheapest_that_will_do
 from tierwise.routing.estimators import Estimator, SuccessPredictor
 from tierwise.routing.estimators_linear import Logistic, RidgeGain
@@ -23,6 +24,7 @@ from tierwise.routing.features import PLAIN_SPEC, FeatureSpec, call_features
 from tierwise.routing.isotonic import Reliability, TierCurves, reliability
 from tierwise.routing.labelled import Labelled
 from tierwise.routing.metrics import Sweep
+from tierwise.routing.price_search import Price, price_for_quality, price_for_seconds
 from tierwise.routing.representation import Floats
 from tierwise.routing.risk import Guarantee, guarantee
 from tierwise.routing.signals import Signals
@@ -89,6 +91,7 @@ class Calibration:
     suites: Mapping[str, int]
     judged: Judged
     _promises: dict[tuple[float, float], Guarantee] = field(default_factory=dict, repr=False)
+    _prices: dict[tuple[object, ...], Price] = field(default_factory=dict, repr=False)
 
     def is_of(self, family: Family) -> bool:
         """Whether the family still has these very tiers (and perhaps others)."""
@@ -153,6 +156,40 @@ class Calibration:
                 groups=self.judged.groups.tolist(),
             )
         return self._promises[key]
+
+    def price(self, budget: Budget, enabled: Collection[str] | None = None) -> Price:
+        """Of a second, for a budget's ``mean_seconds`` or ``mean_quality``.
+
+        Args:
+            budget: With one of these.
+            enabled: Tiers that may be asked; all by default.
+
+        Raises:
+            ConfigError: Calibration has judged no calls, or none of these tiers.
+        """
+        columns = [i for i, name in enumerate(self.tiers) if enabled is None or name in enabled]
+        key = (budget.mean_seconds, budget.mean_quality, budget.quality, *columns)
+        if key in self._prices:
+            return self._prices[key]
+        if not columns:
+            raise ConfigError(
+                "none of the enabled tiers is calibrated, so no price of a second can be found; "
+                "run tierwise calibrate, or give price_per_second"
+            )
+        judged = self.judged
+        # As `success` has it for calls.
+        predicted = (
+            judged.predicted if self.verdict.route else np.tile(self.means, (len(judged.groups), 1))
+        )
+        data = predicted[:, columns], judged.outcomes[:, columns], judged.cost[:, columns]
+        best = int(np.argmax(self.means[columns]))
+        if budget.mean_seconds is not None:
+            found = price_for_seconds(
+                *data, budget.mean_seconds, reference=best, quality=budget.quality
+            )
+        else:
+            found = price_for_quality(*data, budget.mean_quality or 1.0, reference=best)
+        return self._prices.setdefault(key, found)
 
 
 def fit_calibration(

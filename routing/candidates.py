@@ -9,7 +9,7 @@ from pydantic import Field
 
 from tierwise.routing.budget import Budget
 from tierwise.routing.decision import Forecast
-from tierwise.routing.policy import feasible_first, over_time
+from tierwise.routing.policy import feasible_first, over_limit
 from tierwise.runtime.record import Record
 
 
@@ -41,7 +41,7 @@ class OtherModel(Record):
             feasible=True,
             verdict="",
         )
-        late = over_time(known, budget)
+        late = over_limit(known, budget)
         return replace(known, feasible=not late, verdict=late)
 
 

@@ -189,7 +189,7 @@ class _Cascade:
         """The cheapest tier that will do, or that is better than the one tried last."""
         budget = self.budget
         if last or self._unreachable:
-            budget = budget.after(time.monotonic() - self._began)
+            budget = budget.after(time.monotonic() - self._began, self._answer().joules)
         above = last.decision.tier if last else None
         try:
             decision = self.router.decide(

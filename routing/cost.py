@@ -160,6 +160,30 @@ class CostModel:
         own = self.profiles[tier].threads / max(1, resources.logical_cores)
         return max(1.0, own + resources.others_load)
 
+    def coming_back(
+        self,
+        tier: str,
+        missed_tokens: int,
+        reply: ExpectedReply,
+        *,
+        cold: bool,
+        kv_type: KVType = "f16",
+        slowdown: float = 1.0,
+    ) -> float:
+        """Seconds for a tier to read what of a conversation another one has answered.
+
+        Args:
+            missed_tokens: Of the prompt that the other one answers.
+            reply: Of the other one; it is read like a prompt.
+            cold: Whether the tier must be loaded first.
+            kv_type, slowdown: As of `cost`.
+        """
+        profile, factors = self.profiles[tier], self._factors.get(tier) or _Factors()
+        load = profile.load_s * math.exp(factors.load) if cold else 0.0
+        tokens = missed_tokens + reply.chosen + reply.forced
+        prefill_s, _ = _token_seconds(profile, kv_type, slowdown)
+        return load + tokens * math.exp(factors.prefill) * prefill_s
+
     def observe(
         self,
         tier: str,

@@ -35,6 +35,13 @@ class Forecast:
     """How many times longer the processor takes, for what other processes do."""
     note: str = ""
     """What is unusual about it, in English."""
+    return_s: float = 0.0
+    """Seconds to come back to it later, if another tier takes this call: for reading what it
+    will have missed."""
+    reload_s: float = 0.0
+    """The same if it is unloaded meanwhile: for loading it, and reading all."""
+    crowds: bool = False
+    """Whether others must be unloaded to make room for it."""
 
     @property
     def within_reach(self) -> bool:
@@ -82,10 +89,11 @@ class Decision:
 
     def table(self) -> str:
         """Every tier with its forecast and verdict, for people."""
-        head = f"{'':2}{'tier':<16}{'success':>8}{'seconds':>9}{'memory':>9}{'prefill':>9}  verdict"
+        head = f"{'':2}{'tier':<16}{'success':>8}{'seconds':>9}{'joules':>8}{'memory':>9}"
+        head += f"{'prefill':>9}  verdict"
         rows = [
             f"{'→ ' if f.tier == self.tier else '  '}{f.tier:<16}{f.success:>8.0%}"
-            f"{f.seconds:>9.2f}{show_bytes(f.memory_bytes):>9}{f.new_tokens:>9}  "
+            f"{f.seconds:>9.2f}{f.joules:>8.1f}{show_bytes(f.memory_bytes):>9}{f.new_tokens:>9}  "
             f"{f.verdict}{' (cold)' if f.cold else ''}{f', {f.note}' if f.note else ''}"
             for f in self.forecasts
         ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from tierwise.routing.budget import Budget
 from tierwise.routing.cost import CostModel
 from tierwise.routing.decision import Forecast
-from tierwise.routing.policy import over_time
+from tierwise.routing.policy import over_limit
 from tierwise.routing.prompts import Prompts, context_needed, reply_limit
 from tierwise.routing.success import narrowed
 from tierwise.runtime.chat import Call
@@ -87,10 +87,11 @@ class Forecaster:
                 success = narrowed(tier, success, self.difficulty)
         new = len(prompt) - (0 if cold else self.pool.cached_prefix(tier, prompt))
         slowdown = self.cost.slowdown(tier.name, self.resources)
+        reply = self.cost.reply(self.call, reply_limit(self.call, self.budget))
         cost = self.cost.cost(
             tier.name,
             new,
-            self.cost.reply(self.call, reply_limit(self.call, self.budget)),
+            reply,
             cold=cold,
             waiting=resident.leases if resident else 0,
             kv_type=kv_type,
@@ -110,8 +111,15 @@ class Forecaster:
             kv_type=kv_type,
             slowdown=slowdown,
             note=note,
+            return_s=self.cost.coming_back(
+                tier.name, new, reply, cold=cold, kv_type=kv_type, slowdown=slowdown
+            ),
+            reload_s=self.cost.coming_back(
+                tier.name, len(prompt), reply, cold=True, kv_type=kv_type, slowdown=slowdown
+            ),
+            crowds=cold and self._crowds(memory),
         )
-        return self._in_time(forecast)
+        return self._within_limits(forecast)
 
     def remote(self, client: RemoteClient, success: float, verdict: str | None) -> Forecast:
         """Of a tier on another machine. What its server has cached is not known."""
@@ -134,9 +142,16 @@ class Forecaster:
             feasible=not verdict,
             verdict=verdict,
         )
-        return self._in_time(forecast)
+        return self._within_limits(forecast)
 
-    def _in_time(self, forecast: Forecast) -> Forecast:
-        if forecast.feasible and (late := over_time(forecast, self.budget)):
-            return replace(forecast, feasible=False, verdict=late)
+    def _crowds(self, memory: int) -> bool:
+        """Whether so many bytes can be had only if what is loaded goes."""
+        if memory > self.resources.available_bytes or self.budget.memory is None:
+            return memory > self.resources.available_bytes
+        loaded = sum(resident.bytes for resident in self.pool.resident().values())
+        return memory + loaded > self.budget.memory
+
+    def _within_limits(self, forecast: Forecast) -> Forecast:
+        if forecast.feasible and (over := over_limit(forecast, self.budget)):
+            return replace(forecast, feasible=False, verdict=over)
         return forecast

@@ -14,8 +14,8 @@ from typing import Any
 from tierwise.routing.budget import Budget
 from tierwise.routing.decision import Forecast
 from tierwise.routing.decision_log import Logged
-from tierwise.routing.policy import Policy, feasible_first, over_time
-from tierwise.runtime.errors import NoFeasibleTierError
+from tierwise.routing.policy import Policy, feasible_first, over_limit
+from tierwise.runtime.errors import ConfigError, NoFeasibleTierError
 from tierwise.runtime.units import show_bytes
 
 
@@ -27,6 +27,7 @@ class Replayed:
         id: Of the logged row.
         then, now: Tiers; ``now`` is None where no tier fits the budget.
         seconds_then, seconds_now: As forecast; 0 where no tier fits.
+        joules_then, joules_now: Likewise.
         success_then, success_now: Likewise.
     """
 
@@ -35,6 +36,8 @@ class Replayed:
     now: str | None
     seconds_then: float
     seconds_now: float
+    joules_then: float
+    joules_now: float
     success_then: float
     success_now: float
 
@@ -56,6 +59,10 @@ class Replay:
                 "then": round(sum(row.seconds_then for row in self.rows), 3),
                 "now": round(sum(row.seconds_now for row in self.rows), 3),
             },
+            "joules": {
+                "then": round(sum(row.joules_then for row in self.rows), 2),
+                "now": round(sum(row.joules_now for row in self.rows), 2),
+            },
             "success": {
                 "then": round(sum(row.success_then for row in self.rows) / count, 4),
                 "now": round(sum(row.success_now for row in self.rows) / count, 4),
@@ -72,9 +79,18 @@ def replay(rows: Iterable[Logged], budget: Budget, *, policy: Policy = feasible_
 
     Args:
         rows: From `read_log`.
-        budget: Instead of the one that they had.
+        budget: Instead of the one that they had. What was on battery then is taken to be on
+            mains, unless its ``power`` says otherwise.
         policy: Chooses among the forecasts.
+
+    Raises:
+        ConfigError: The budget is of averages, whose price no log can tell.
     """
+    if budget.by_mean:
+        raise ConfigError(
+            "mean_seconds and mean_quality come from a family's calibration, which a log has not; "
+            "replay it with a price, such as price_per_second=0.01"
+        )
     return Replay(tuple(_replayed(row, budget, policy) for row in rows))
 
 
@@ -93,6 +109,8 @@ def _replayed(row: Logged, budget: Budget, policy: Policy) -> Replayed:
         now.tier if now else None,
         then.seconds,
         now.seconds if now else 0.0,
+        then.joules,
+        now.joules if now else 0.0,
         then.success,
         now.success if now else 0.0,
     )
@@ -100,7 +118,7 @@ def _replayed(row: Logged, budget: Budget, policy: Policy) -> Replayed:
 
 def _judged(forecast: Forecast, budget: Budget) -> Forecast:
     """Feasible under this budget? A tier that was out of reach then has no known memory."""
-    verdict = over_time(forecast, budget)
+    verdict = over_limit(forecast, budget)
     if not forecast.memory_bytes and not forecast.feasible:
         verdict = forecast.verdict
     elif budget.memory is not None and forecast.memory_bytes > budget.memory:

@@ -18,6 +18,7 @@ from tierwise.routing.decision_log import DecisionLog
 from tierwise.routing.difficulty import DifficultyEstimator, structural_difficulty
 from tierwise.routing.forecasts import Forecaster
 from tierwise.routing.policy import Policy, feasible_first
+from tierwise.routing.prices import Prices
 from tierwise.routing.prompts import context_needed, write_prompts
 from tierwise.routing.success import SuccessModel, by_quality
 from tierwise.runtime.chat import Call, Reply
@@ -31,7 +32,7 @@ from tierwise.runtime.pool import Pool
 from tierwise.runtime.profile import Profile, family_profiles
 from tierwise.runtime.remote import RemoteClient, RemoteLease, remote_profile
 from tierwise.runtime.remote_tier import RemoteTier
-from tierwise.runtime.resources import ResourceProbe, recent_probe
+from tierwise.runtime.resources import ResourceProbe, Resources, recent_probe
 
 _REMEMBERED = 1024
 """Conversations, and answers that feedback may be given to."""
@@ -168,7 +169,7 @@ class Router:
             success[remote.name] = best if remote.success is None else remote.success
         if budget.guarantee is None:  # a promise was tested on chances as they were learned
             success = self.adaptation.corrected(success)
-        budget = self._granted(budget)
+        budget, note = self._granted(budget, resources)
         resident = self.pool.resident()
         made = Forecaster(self.pool, self.cost, call, prompts, budget, resources, difficulty)
         forecasts = [
@@ -184,51 +185,65 @@ class Router:
         else:
             current = self._current.get(_conversation(call))
             name, reason, forecasts_ = (policy or self._policy)(forecasts, budget, current)
-        note = next(one.note for one in forecasts_ if one.tier == name)
-        reason = f"{reason}, {note}" if note else reason
+            reason = f"{reason}; {note}" if note else reason
+        unusual = next(one.note for one in forecasts_ if one.tier == name)
+        reason = f"{reason}, {unusual}" if unusual else reason
         taught = {one.name: one.taught_tools for one in members}
         prompt = prompts[taught[name]] if name in taught else prompt
         return Decision(
             name, reason, difficulty, len(prompt), tuple(forecasts_), prompt=prompt, call=trimmed
         )
 
-    def _granted(self, budget: Budget) -> Budget:
-        """The budget with the quality to route with, where it asks for a guarantee."""
-        if budget.guarantee is None or not 0 < budget.quality < 1:
-            return budget
+    def _granted(self, budget: Budget, resources: Resources) -> tuple[Budget, str]:
+        """The budget with power, quality and prices to route with now, and what is to be told of
+        them."""
+        budget = budget.on(resources)
+        promised = budget.guarantee is not None and 0 < budget.quality < 1
+        if not (promised or budget.by_mean):
+            return budget, ""
         if self.calibration is None:
-            raise ConfigError(
-                f"guarantee={budget.guarantee} cannot be given: {str(self.family.folder)!r} is not "
-                "calibrated. Run tierwise calibrate, or leave it out."
+            asked = budget.model_dump(
+                include={"guarantee", "mean_seconds", "mean_quality"}, exclude_none=True
             )
+            given = ", ".join(f"{name}={value}" for name, value in asked.items())
+            raise ConfigError(
+                f"{given} cannot be given: {str(self.family.folder)!r} is not calibrated. Run "
+                "tierwise calibrate, or leave it out."
+            )
+        if budget.guarantee is None:
+            price = self.calibration.price(budget, [tier.name for tier in self.tiers])
+            return budget.model_copy(update={"price_per_second": price.per_second}), price.reason
         quality = None
         if self.calibration.verdict.route:  # else chances are not those that it was tested on
             promise = self.calibration.promise(budget.quality, budget.guarantee)
             quality = self.adaptation.kept(promise).threshold
-        return budget.model_copy(update={"quality": 1.0 if quality is None else quality})
+        return budget.model_copy(update={"quality": 1.0 if quality is None else quality}), ""
 
     def doubt(self, decision: Decision, reply: Reply, budget: Budget) -> str:
         """Why a better tier should be asked after this reply, in English; "" for no cause.
 
         By how sure the tier was of its tokens, the reply may now be less likely to be right than
-        the budget's quality asks of the best tier that could still answer.
+        the budget's quality asks of the best tier that could still answer. Where the budget sets
+        prices, a better tier is asked if what it is likely to gain is worth more than its call.
         """
         if self.calibration is None or not self.calibration.verdict.route:
             return ""
         own = decision.forecast
         chance = self.calibration.after(own.tier, own.success, reply.margins)
-        better = {tier.name for tier in self.better_than(own.tier)}
-        best = max(
-            (f.success for f in decision.forecasts if f.tier in better and f.within_reach),
-            default=0.0,
-        )
-        floor = self._granted(budget).quality * best
-        if chance is None or chance >= floor:
+        names = {tier.name for tier in self.better_than(own.tier)}
+        better = [f for f in decision.forecasts if f.tier in names and f.within_reach]
+        if chance is None or not better:
             return ""
-        return (
-            f"by how sure it was, it is right with a chance of {chance:.0%}, and {floor:.0%} are "
-            "wanted"
-        )
+        said = f"by how sure it was, it is right with a chance of {chance:.0%}"
+        budget, _ = self._granted(budget, self._probe())
+        floor = budget.quality * max(f.success for f in better)
+        if chance < floor:
+            return f"{said}, and {floor:.0%} are wanted"
+        prices = Prices.of(budget)
+        best = max(better, key=prices.value)
+        if prices.success and prices.value(best) > chance:
+            return f"{said}, and {best.tier} is worth {prices.value(best):.2f}"
+        return ""
 
     def feedback(self, answer_id: str, ok: bool) -> None:
         """What a user says of a reply: later calls are forecast accordingly, and it is logged.

@@ -458,6 +458,12 @@ def test_a_tier_that_is_not_there(family: Path) -> None:
         (["--budget-seconds", "0"], "ConfigError: budget 'seconds_per_call'"),
         (["--budget-seconds", "0.00001"], "NoFeasibleTierError: "),
         (["--quality", "2"], "ConfigError: budget 'quality'"),
+        (["--budget-joules", "0.00001"], "NoFeasibleTierError: "),
+        (["--price", "hour=1"], "ConfigError: --price 'hour=1' is no price"),
+        (["--price", "second"], "ConfigError: --price 'second' is no price"),
+        (["--price", "second=much"], "ConfigError: budget 'price_per_second' cannot be 'much'"),
+        (["--mean-seconds", "1"], "ConfigError: mean_seconds=1.0 cannot be given"),
+        (["--mean-seconds", "1", "--price", "joule=1"], "ConfigError: a budget with mean_seconds"),
     ],
 )
 def test_budgets_are_checked_and_kept(family: Path, option: list[str], error: str) -> None:

@@ -14,6 +14,7 @@ from langchain.agents import create_agent
 from langchain.agents.middleware import ModelFallbackMiddleware, ModelRetryMiddleware
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
+from langchain_core.messages.ai import UsageMetadata
 from langchain_core.tools import ToolException, tool
 
 from tierwise import Budget, ChatTierwise, TierRoutingMiddleware
@@ -124,10 +125,70 @@ def test_what_is_left_of_a_run_is_spread_over_its_steps() -> None:
     assert middleware.budget([*earlier, failed, failed], granted).quality == 1.0
 
 
+def spent(seconds: float, joules: float, tokens: int) -> AIMessage:
+    usage = UsageMetadata(input_tokens=500, output_tokens=tokens, total_tokens=500 + tokens)
+    told = {"total_s": seconds, "total_joules": joules}
+    return AIMessage("x", response_metadata=told, usage_metadata=usage)
+
+
+def test_joules_and_tokens_of_a_run_are_spread_likewise() -> None:
+    middleware = TierRoutingMiddleware(
+        seconds_per_run=12.0, joules_per_run=120.0, tokens_per_run=400, steps=4
+    )
+    granted = Budget(quality=0.8, price_per_second=0.01)
+    start: list[AnyMessage] = [HumanMessage("hi"), spent(9, 99, 99), HumanMessage("and now?")]
+    first = middleware.budget(start, granted)
+    limits = first.seconds_per_call, first.joules_per_call, first.reply_tokens
+    assert limits == (3.0, 30.0, 100) and first.price_per_second == 0.01
+    second = middleware.budget([*start, spent(3.0, 60.0, 41)], granted)
+    limits = second.seconds_per_call, second.joules_per_call, second.reply_tokens
+    assert limits == (3.0, 20.0, 119)  # of 359 tokens a third
+    # What is used up is no limit any more, but then the cheapest has to do; the others stay.
+    over = middleware.budget([*start, spent(3.0, 120.0, 397)], granted)
+    limits = over.seconds_per_call, over.joules_per_call, over.reply_tokens
+    assert limits == (3.0, None, 1)
+    assert over.quality == 0.0 and over.price_per_second == 0.0
+    tight = middleware.budget(start, Budget(joules_per_call=5, reply_tokens=7))
+    assert (tight.joules_per_call, tight.reply_tokens) == (5, 7)
+    foreign = AIMessage("from elsewhere")
+    assert middleware.budget([*start, foreign], granted).joules_per_call == pytest.approx(40.0)
+
+
+def test_replies_tell_the_joules_that_they_took(make: Make) -> None:
+    messages = run(make(), TierRoutingMiddleware(joules_per_run=1e6, tokens_per_run=3000))
+    told = [m.response_metadata for m in messages if isinstance(m, AIMessage)]
+    assert len(told) == 3
+    for metadata in told:
+        assert metadata["predicted_joules"] > 0 and metadata["total_joules"] > 0
+        watts = metadata["predicted_joules"] / metadata["predicted_s"]
+        # Both are rounded in the metadata.
+        assert metadata["total_joules"] == pytest.approx(watts * metadata["total_s"], rel=0.05)
+        assert metadata["attempts"][0]["joules"] > 0
+
+
+def test_a_run_s_joules_choose_among_tiers(make: Make) -> None:
+    model = make(budget=Budget(quality=1.0))
+    dear = {f.tier: f.joules for f in model.explain(LOST, tools=[get_weather]).forecasts}
+    assert dear["small"] < dear["large"]
+    between = TierRoutingMiddleware(joules_per_run=dear["small"] + dear["large"], steps=2)
+    assert tiers(run(model, between))[0] == "small"
+    ample = TierRoutingMiddleware(joules_per_run=1e6, steps=2)
+    assert tiers(run(model, ample, question=f"Again: {LOST}"))[0] == "large"
+
+
+def test_the_tokens_of_a_run_bound_its_replies(make: Make) -> None:
+    middleware = TierRoutingMiddleware(tokens_per_run=4, steps=1)
+    (reply,) = [m for m in run(make(), middleware, question="Hello!") if isinstance(m, AIMessage)]
+    assert reply.usage_metadata is not None and reply.usage_metadata["output_tokens"] <= 4
+    assert reply.response_metadata["finish_reason"] == "length"
+
+
 def test_a_run_goes_on_when_no_tier_can_keep_its_share(make: Make) -> None:
-    messages = run(make(), TierRoutingMiddleware(seconds_per_run=1e-6))
-    assert messages[-1].content == "It is mild in Oslo."
-    assert tiers(messages) == ["small"] * 3
+    for number, limit in enumerate(("seconds_per_run", "joules_per_run")):
+        middleware = TierRoutingMiddleware(**{limit: 1e-6})
+        messages = run(make(), middleware, question=f"{number}: {LOST}")
+        assert messages[-1].content == "It is mild in Oslo."
+        assert tiers(messages) == ["small"] * 3
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["outside", "inside"])
@@ -153,6 +214,8 @@ def test_models_of_others_are_left_alone() -> None:
     ("options", "message"),
     [
         ({"seconds_per_run": 0.0}, "seconds_per_run must be above 0, got 0.0"),
+        ({"joules_per_run": -1}, "joules_per_run must be above 0, got -1"),
+        ({"tokens_per_run": 0}, "tokens_per_run must be above 0, got 0"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"failures": 0}, "failures must be above 0, got 0"),
     ],

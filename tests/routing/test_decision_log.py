@@ -150,5 +150,16 @@ def test_another_budget_chooses_other_tiers(tmp_path: Path) -> None:
         assert found["tiers"]["now"] == {"small": 2} and found["changed"] == 1
         assert found["success"]["now"] == 0.6 and found["seconds"]["now"] == 2.0
 
+    # 12 and 36 J: a limit, and a price that leaves 0.9 - 0.36 of the large one's 0.9.
+    for thrifty in (Budget(joules_per_call=20), Budget(price_per_joule=0.015, quality=0.5)):
+        found = replay(rows, thrifty).to_json()
+        assert found["tiers"]["now"] == {"small": 2}
+        assert found["joules"] == {"then": 48.0, "now": 24.0}
+    dear = Budget(price_per_joule=0.01, quality=0.5)
+    assert replay(rows, dear).to_json()["tiers"]["now"] == {"large": 1, "small": 1}
+    assert replay(rows, Budget(power="saver")).to_json()["tiers"] == same["tiers"]
+    with pytest.raises(ConfigError, match="price_per_second"):
+        replay(rows, Budget(mean_seconds=1))
+
     nothing = replay(rows, Budget(seconds_per_call=0.1)).to_json()
     assert nothing["refused"] == 2 and nothing["tiers"]["now"] == {"none": 2}

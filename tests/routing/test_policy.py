@@ -1,4 +1,4 @@
-"""Feasible first, then the cheapest above the floor, with a little reluctance to switch."""
+"""Feasible first, then the cheapest above the floor, as long as coming back does not cost more."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from tierwise.routing.budget import Budget
 from tierwise.routing.decision import Forecast
-from tierwise.routing.policy import STAY_MARGIN, feasible_first
+from tierwise.routing.policy import feasible_first
 from tierwise.runtime.errors import NoFeasibleTierError
 
 
@@ -92,16 +92,33 @@ def test_the_best_feasible_where_none_reaches_the_floor() -> None:
     assert choose(SMALL, MIDDLE, twin, out) == "twin"  # equally good: the quicker
 
 
-def test_a_conversation_stays_within_the_margin_and_leaves_beyond_it() -> None:
-    quick = forecast("quick", 0.8, 1.0)
+def held(seconds: float, *, new: int = 10, back: float = 0.3, again: float = 2.0) -> Forecast:
+    """Of the tier that has the conversation."""
+    return forecast("large", 0.8, seconds, new_tokens=new, return_s=back, reload_s=again)
 
-    def with_large(seconds: float) -> str:
-        return choose(quick, forecast("large", 0.8, seconds), current="large")
 
-    assert with_large(1.0 + STAY_MARGIN - 0.01) == "large"
-    assert with_large(1.0 + STAY_MARGIN + 0.01) == "quick"
-    reason = feasible_first((quick, forecast("large", 0.8, 1.1)), Budget(), "large")[1]
-    assert reason == "the conversation stays with large: quick would save only 0.10 s"
+def test_a_conversation_leaves_for_more_than_coming_back_would_cost() -> None:
+    quick = forecast("quick", 0.8, 1.0, new_tokens=400)
+    assert choose(quick, held(1.29), current="large") == "large"
+    assert choose(quick, held(1.31), current="large") == "quick"
+    assert choose(quick, held(1.29)) == "quick"
+    reason = feasible_first((quick, held(1.1)), Budget(), "large")[1]
+    assert reason == (
+        "the conversation stays with large: quick would save only 0.10 s, and coming back could "
+        "take 0.30 s"
+    )
+
+
+def test_it_stays_longer_where_leaving_unloads_its_tier() -> None:
+    crowds = forecast("quick", 0.8, 1.0, new_tokens=400, crowds=True)
+    assert choose(crowds, held(2.9), current="large") == "large"
+    assert choose(crowds, held(3.1), current="large") == "quick"
+
+
+def test_a_tier_that_has_lost_a_conversation_does_not_hold_it() -> None:
+    quick = forecast("quick", 0.8, 1.0, new_tokens=400)
+    assert choose(quick, held(1.1, new=399), current="large") == "large"
+    assert choose(quick, held(1.1, new=400), current="large") == "quick"
 
 
 def test_it_stays_with_no_tier_that_fails_it() -> None:

@@ -467,7 +467,8 @@ def test_explain_prints_every_tier(
     assert printed == decision.table() + "\n"
     head, columns, *rows = printed.splitlines()
     assert decision.reason in head and f"{decision.prompt_tokens} prompt tokens" in head
-    assert columns.split() == ["tier", "success", "seconds", "memory", "prefill", "verdict"]
+    names = ["tier", "success", "seconds", "joules", "memory", "prefill", "verdict"]
+    assert columns.split() == names
     assert [row.removeprefix("→").split()[0] for row in rows] == list(NAMES)
     assert [row.startswith("→") for row in rows] == [
         f.tier == decision.tier for f in decision.forecasts
@@ -492,8 +493,17 @@ def test_a_conversation_keeps_its_tier_for_a_small_saving(
     router = make_router(Budget(quality=0.0), profiles={"middle": twin})
     assert router.decide(CALL).tier == "small"
     router.learn(CALL, answered(router, CALL, "middle"))
-    stays = router.decide(CALL.with_messages(Message("assistant", "yes"), Message("user", "ok")))
+    later = CALL.with_messages(Message("assistant", "yes"), Message("user", "ok"))
+    assert router.decide(later).tier == "small"  # nobody has read anything
+    router.pool.acquire("small", context_tokens=100).release()
+    with router.pool.acquire("middle", context_tokens=100) as lease:
+        lease.tier.reply(CALL)
+    # Without what it has cached it would be slower than the other.
+    slower = {"prefill_tokens_per_s": 3000.0, "decode_tokens_per_s": 300.0}
+    router.cost.profiles = {**router.cost.profiles, "middle": twin.model_copy(update=slower)}
+    stays = router.decide(later)
     assert stays.tier == "middle" and "stays with middle" in stays.reason
+    assert router.decide(later).forecasts[0].seconds < stays.forecast.seconds
     other = Call((Message("user", "something else"),), max_tokens=10)
     assert router.decide(other).tier == "small"
 
