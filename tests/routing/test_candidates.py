@@ -56,11 +56,12 @@ def test_limits_hold_for_models_outside_the_family_too() -> None:
 
 
 def test_a_conversation_stays_with_its_tier() -> None:
-    near = [TIERS[0], replace(TIERS[2], seconds=1.6)]
+    unread = replace(TIERS[0], new_tokens=400)  # it has not read what the other one has
+    near = [unread, replace(TIERS[2], seconds=1.6, return_s=0.2)]
     policy = AmongCandidates({"a": "q4", "b": "q8"})
     assert policy(near, Budget(quality=0.0), None)[0] == "a"
     assert policy(near, Budget(quality=0.0), "q8")[0] == "a"  # 1.6 against 1.0 s
-    close = [TIERS[0], replace(TIERS[2], seconds=1.1)]
+    close = [unread, replace(TIERS[2], seconds=1.1, return_s=0.2)]
     name, reason, _ = policy(close, Budget(quality=0.0), "q8")
     assert name == "b" and reason.startswith("the conversation stays with b")
 
