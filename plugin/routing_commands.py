@@ -64,6 +64,10 @@ def calibrate(
         Path | None,
         typer.Option(metavar="FILE", help="JSONL of your own prompts, with what is right."),
     ] = None,
+    remotes: Annotated[
+        bool,
+        typer.Option("--remotes", help="Also ask remote tiers; says first how many calls that is."),
+    ] = False,
     minutes: Annotated[
         float | None, typer.Option(min=0, help="Stop asking after so many; go on another time.")
     ] = None,
@@ -79,10 +83,11 @@ def calibrate(
     """Learn from a family's own answers when its cheap tiers will do, and whether routing pays.
 
     Every tier answers every prompt; what is known is not asked again. From then on ChatTierwise
-    goes by what was learned, or by the best fixed tier, where routing is not shown to pay.
+    goes by what was learned, or by the best fixed tier, where routing is not shown to pay. Remote
+    tiers, whose calls may cost money, are asked only with --remotes.
 
     JSON: {"tiers", "sha256", "estimator", "areas", "means", "verified", "floor", "suites",
-    "verdict", "reliability", "unasked", "report"}.
+    "verdict", "reliability", "unasked", "notes", "report"}.
     """
     ctx.obj.when_stopped = "stopped; what was asked is kept, and the same command goes on"
     from tierwise.evaluation.outcomes import OUTCOMES, OutcomeStore
@@ -90,7 +95,7 @@ def calibrate(
     from tierwise.plugin.calibration_report import write_calibration_report
     from tierwise.plugin.calibration_text import calibration_text
     from tierwise.plugin.rendering import RichReporter
-    from tierwise.routing.calibrate import calibrate_family
+    from tierwise.routing.calibrate import calibrate_family, remote_calls
     from tierwise.routing.calibration_store import calibration_json
     from tierwise.runtime.family import Family
 
@@ -98,19 +103,32 @@ def calibrate(
     names = suite or ([] if data else ["tools"])
     suites = [load_suite(name, seed=seed) for name in names]
     suites += [own_suite(data, seed=seed)] if data else []
+    notes: list[str] = []
+    for remote, count in remote_calls(family, suites).items() if remotes else ():
+        typer.echo(f"{remote.name} ({remote.model} at {remote.url}): {count} calls", err=True)
     with RichReporter().stage("Asking every tier") as progress:
         found, unasked = calibrate_family(
-            family, suites, minutes=minutes, floor=quality, seed=seed, progress=progress
+            family,
+            suites,
+            remotes=remotes,
+            minutes=minutes,
+            floor=quality,
+            seed=seed,
+            progress=progress,
+            note=notes.append,
         )
     report = write_calibration_report(family, found)
     if export is not None:
         with OutcomeStore(family.folder / OUTCOMES) as store:
             store.export(export)
     if as_json:
-        print_json({**calibration_json(found), "unasked": unasked, "report": str(report)})
+        told = {"unasked": unasked, "notes": notes, "report": str(report)}
+        print_json({**calibration_json(found), **told})
         return
     typer.echo(calibration_text(found))
     typer.echo(f"\n{report}")
+    for line in notes:
+        typer.echo(line)
     if unasked:
         typer.echo(f"{unasked} prompts are left to ask; the same command goes on")
 
