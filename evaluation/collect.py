@@ -14,13 +14,17 @@ from itertools import islice
 
 from tierwise.evaluation.outcomes import KnownTask, OutcomeStore, TierOutcome
 from tierwise.evaluation.own_prompts import OwnTask
+from tierwise.evaluation.remote_calls import RemoteAsker
 from tierwise.evaluation.success import AT_ONCE, REPLY_ROOM, Outcome, run_suite
 from tierwise.evaluation.suites import Suite
 from tierwise.evaluation.tasks import Checkable
+from tierwise.runtime.chat import Reply
 from tierwise.runtime.energy import EnergyMeter
+from tierwise.runtime.errors import RemoteError
 from tierwise.runtime.family import Family, Tier
 from tierwise.runtime.message_json import call_to_json, reply_from_json, reply_to_json
 from tierwise.runtime.pool import Pool
+from tierwise.runtime.remote_tier import RemoteTier
 
 BLOCK = 16
 TIMED = 2
@@ -36,8 +40,10 @@ def collect_outcomes(
     store: OutcomeStore,
     *,
     pool: Pool,
+    remotes: Sequence[RemoteTier] = (),
     minutes: float | None = None,
     progress: Progress | None = None,
+    left_out: Callable[[RemoteTier, str], None] | None = None,
 ) -> int:
     """Runs what is not known yet; returns how many tasks are left for want of time.
 
@@ -46,20 +52,25 @@ def collect_outcomes(
         suites: What to run; blocks of all of them alternate.
         store: Where outcomes go, block by block: a run that is killed loses one block.
         pool: Loads the tiers.
+        remotes: Tiers on other machines that are asked as well. One that is out of reach is left
+            out from then on; what it has answered is kept.
         minutes: When to stop; None for never.
         progress: Called after each tier's turn.
+        left_out: Called with a remote tier that is left out, and why, in English.
 
     Raises:
         DiskFullError: There is no room for the outcomes; what was written stays.
         ModelError: A tier cannot be loaded.
+        MissingExtraError: Remote tiers are to be asked, and langchain-openai is not installed.
     """
     ends = None if minutes is None else time.monotonic() + minutes * 60
     tiers = [tier for tier in reversed(family.tiers) if tier.file]  # the reference first
-    known = {
-        (suite.name, tier.sha256): store.known(suite.name, tier.sha256)
-        for suite in suites
-        for tier in tiers
-    }
+    hashes = [*(tier.sha256 for tier in tiers), *(remote.sha256 for remote in remotes)]
+    known = {(suite.name, one): store.known(suite.name, one) for suite in suites for one in hashes}
+    askers = [
+        RemoteAsker(one, works=any(known[s.name, one.sha256] for s in suites), ends=ends)
+        for one in remotes
+    ]
     blocks = list(_alternating(suites))
     total = sum(len(items) for _, items in blocks)
     done = left = 0
@@ -74,9 +85,78 @@ def collect_outcomes(
                 _turn(suite, missing, tier, store, pool, reference=tiers[0])
                 if progress is not None:
                     progress(f"{suite.name}: {tier.name}", done / max(1, total))
+        for asker in list(askers):
+            far = asker.tier
+            missing = [one for one in items if one[0].id not in known[suite.name, far.sha256]]
+            if missing and over:
+                unknown |= {task.id for task, _ in missing}
+            elif missing:
+                try:
+                    _remote_turn(suite, missing, asker, store, reference=tiers[0])
+                except RemoteError as error:
+                    askers.remove(asker)
+                    if left_out is not None:
+                        left_out(far, str(error))
+                if progress is not None:
+                    progress(f"{suite.name}: {far.name}", done / max(1, total))
         done += len(items)
         left += len(unknown)
     return left
+
+
+def left_to_ask(suites: Sequence[Suite], store: OutcomeStore, tier: Tier | RemoteTier) -> int:
+    """How many tasks of the suites the tier has not answered yet."""
+    return sum(
+        task.id not in known
+        for suite in suites
+        for known in [store.known(suite.name, tier.sha256)]
+        for task in suite.tasks
+    )
+
+
+def has_kept_up(
+    suites: Sequence[Suite], store: OutcomeStore, tier: RemoteTier, others: Sequence[Tier]
+) -> bool:
+    """Whether the tier has answered all tasks of the suites that all others have."""
+    for suite in suites:
+        common = {task.id for task in suite.tasks}
+        for other in others:
+            common &= store.known(suite.name, other.sha256)
+        if not common <= store.known(suite.name, tier.sha256):
+            return False
+    return True
+
+
+def judge_by(
+    references: Sequence[Tier | RemoteTier], suites: Sequence[Suite], store: OutcomeStore
+) -> None:
+    """Judges replies to prompts without a given answer, whoever they were compared with before.
+
+    Args:
+        references: The first of them that said something to a prompt is right.
+    """
+    for suite in suites:
+        tasks = {t.id: t for t in suite.tasks if isinstance(t, OwnTask) and t.expected is None}
+        rows: dict[str, list[TierOutcome]] = {}
+        for outcome in store.outcomes() if tasks else ():
+            if outcome.suite == suite.name and outcome.task in tasks:
+                rows.setdefault(outcome.task, []).append(outcome)
+        changed: list[TierOutcome] = []
+        for name, outcomes in rows.items():
+            replies = {one.tier: reply_from_json(one.reply) for one in outcomes}
+            best = next((r.sha256 for r in references if _says(replies.get(r.sha256))), None)
+            if best is None:
+                continue
+            task = tasks[name].against(replies[best])
+            for one in outcomes:
+                passed = one.tier == best or task.check(replies[one.tier])
+                if passed != one.passed:
+                    changed.append(replace(one, passed=passed))
+        store.add([], changed)
+
+
+def _says(reply: Reply | None) -> bool:
+    return reply is not None and bool(reply.text or reply.tool_calls)
 
 
 def _alternating(suites: Sequence[Suite]) -> Iterator[tuple[Suite, list[Item]]]:
@@ -110,7 +190,6 @@ def _turn(
 ) -> None:
     """One tier answers a block, a few tasks alone and the others together."""
     tasks = [_referenced(task, suite, store, reference) for task, _ in items]
-    groups = {task.id: group for task, group in items}
     prompts = [pool.prompt(task.call, taught_tools=tier.taught_tools) for task in tasks]
     longest = max(map(len, prompts))
     room = min(tier.context_tokens, longest + REPLY_ROOM)
@@ -131,9 +210,32 @@ def _turn(
             outcomes = run_suite(lease.tier, list(map(_limited, rest)))
         for task, outcome in zip(rest, outcomes, strict=True):
             rows.append(_row(suite, tier, task, outcome, None, None))
-    store.add(
-        [KnownTask(suite.name, t.id, groups[t.id], call_to_json(t.call)) for t in tasks], rows
-    )
+    store.add(_known(suite, items), rows)
+
+
+def _remote_turn(
+    suite: Suite,
+    items: Sequence[Item],
+    asker: RemoteAsker,
+    store: OutcomeStore,
+    *,
+    reference: Tier,
+) -> None:
+    """A tier on another machine answers a block. What it answered before it failed is kept."""
+    tasks = [_referenced(task, suite, store, reference) for task, _ in items]
+    rows: list[TierOutcome] = []
+    try:
+        for at, answer in asker.ask([_limited(task).call for task in tasks]):
+            task = tasks[at]
+            passed = answer.fault is None and task.check(answer.reply)
+            outcome = Outcome(task, answer.reply, passed)
+            rows.append(_row(suite, asker.tier, task, outcome, answer.seconds, None))
+    finally:
+        store.add(_known(suite, items), rows)
+
+
+def _known(suite: Suite, items: Sequence[Item]) -> list[KnownTask]:
+    return [KnownTask(suite.name, t.id, group, call_to_json(t.call)) for t, group in items]
 
 
 class _Limited:
@@ -151,7 +253,7 @@ def _limited(task: Checkable) -> Checkable:
 
 def _row(
     suite: Suite,
-    tier: Tier,
+    tier: Tier | RemoteTier,
     task: Checkable,
     outcome: Outcome[Checkable],
     seconds: float | None,

@@ -44,9 +44,10 @@ class TierOutcome:
 
     Args:
         suite, task: The task's; `KnownTask` has its call.
-        tier: The sha256 of the tier's file.
+        tier: The sha256 of the tier's file; of a remote tier, of its url and model.
         passed: Whether the reply was right.
-        seconds: Of the call, where it ran alone; None where others ran at the same time.
+        seconds: Of the call, where it ran alone or on another machine; None where others ran at
+            the same time.
         joules: Of the call, where the machine can say; else None.
         prompt_tokens, cached_tokens, completion_tokens, forced_tokens: As in `Usage`.
         margins: As in `Reply`.

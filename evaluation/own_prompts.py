@@ -4,7 +4,8 @@ Each line holds a "prompt" or "messages", perhaps "tools", "tool_choice" and "re
 `message_json.call_from_json`), and:
 
 - "expected": a text, a number, a JSON object or list, or ``{"tool_calls": [{"name", "args"}]}``.
-  Without it the reply of the largest tier is the reference;
+  Without it the reply of the best tier is the reference: of a remote one that was asked, else of
+  the largest;
 - "check": how a reply is compared, one of `CHECKS`; by default what fits the expected value;
 - "group": prompts of one group are alike and stay together when data is split; by default each
   prompt is a group of its own.
@@ -42,7 +43,7 @@ class OwnTask:
         id: Of its line, e.g. "mine.jsonl-12".
         group: See the module.
         call: What the model sees.
-        expected: The right reply; None where the largest tier's is the reference.
+        expected: The right reply; None where the best tier's is the reference.
         how: One of `CHECKS`.
     """
 

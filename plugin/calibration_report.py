@@ -122,7 +122,8 @@ def write_calibration_report(family: Family, found: Calibration) -> Path:
 
 def calibration_html(family: Family, found: Calibration) -> str:
     """The page as text."""
-    places = {tier.name: index for index, tier in enumerate(family.tiers)}
+    names = [*(tier.name for tier in family.tiers), *(far.name for far in family.remotes)]
+    places = {name: index for index, name in enumerate(names)}
     marks = {name: mark_of(places.get(name, index)) for index, name in enumerate(found.tiers)}
     use_it = "" if found.verdict.route else f" Always use {found.verdict.best_fixed}."
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)

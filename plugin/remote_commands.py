@@ -26,7 +26,10 @@ def connect(
     success: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="Its chance of being right; as the best local tier if not given."
+            min=0,
+            max=1,
+            help="Its chance of being right; as the best local tier if not given. tierwise "
+            "calibrate --remotes finds out.",
         ),
     ] = None,
     check: Annotated[bool, typer.Option("--check/--no-check", help="Ask it something.")] = True,

@@ -84,6 +84,10 @@ def calibrate(
         Path | None,
         typer.Option(metavar="FILE", help="JSONL of your own prompts, with what is right."),
     ] = None,
+    remotes: Annotated[
+        bool,
+        typer.Option("--remotes", help="Also ask remote tiers; says first how many calls that is."),
+    ] = False,
     minutes: Annotated[
         float | None, typer.Option(min=0, help="Stop asking after so many; go on another time.")
     ] = None,
@@ -99,11 +103,12 @@ def calibrate(
     """Learn from a family's own answers when its cheap tiers will do, and whether routing pays.
 
     Every tier answers every prompt; what is known is not asked again. From then on ChatTierwise
-    goes by what was learned, or by the best fixed tier, where routing is not shown to pay.
+    goes by what was learned, or by the best fixed tier, where routing is not shown to pay. Remote
+    tiers, whose calls may cost money, are asked only with --remotes.
 
     JSON: {"tiers", "sha256", "estimator", "areas", "means", "verified", "floor", "suites",
     "verdict", "reliability", "prices": [{"mean_quality", "per_second", "seconds", "right", "kept",
-    "n", "met", "reason"}], "unasked", "report"}.
+    "n", "met", "reason"}], "unasked", "notes", "report"}.
     """
     ctx.obj.when_stopped = "stopped; what was asked is kept, and the same command goes on"
     from tierwise.evaluation.outcomes import OUTCOMES, OutcomeStore
@@ -111,7 +116,7 @@ def calibrate(
     from tierwise.plugin.calibration_report import write_calibration_report
     from tierwise.plugin.calibration_text import calibration_text, mean_prices
     from tierwise.plugin.rendering import RichReporter
-    from tierwise.routing.calibrate import calibrate_family
+    from tierwise.routing.calibrate import calibrate_family, remote_calls
     from tierwise.routing.calibration_store import calibration_json
     from tierwise.runtime.family import Family
 
@@ -119,9 +124,19 @@ def calibrate(
     names = suite or ([] if data else ["tools"])
     suites = [load_suite(name, seed=seed) for name in names]
     suites += [own_suite(data, seed=seed)] if data else []
+    notes: list[str] = []
+    for remote, count in remote_calls(family, suites).items() if remotes else ():
+        typer.echo(f"{remote.name} ({remote.model} at {remote.url}): {count} calls", err=True)
     with RichReporter().stage("Asking every tier") as progress:
         found, unasked = calibrate_family(
-            family, suites, minutes=minutes, floor=quality, seed=seed, progress=progress
+            family,
+            suites,
+            remotes=remotes,
+            minutes=minutes,
+            floor=quality,
+            seed=seed,
+            progress=progress,
+            note=notes.append,
         )
     report = write_calibration_report(family, found)
     if export is not None:
@@ -129,11 +144,13 @@ def calibrate(
             store.export(export)
     if as_json:
         prices = [{"mean_quality": q, **p.to_json()} for q, p in mean_prices(found).items()]
-        rest = {"prices": prices, "unasked": unasked, "report": str(report)}
+        rest = {"prices": prices, "unasked": unasked, "notes": notes, "report": str(report)}
         print_json({**calibration_json(found), **rest})
         return
     typer.echo(calibration_text(found))
     typer.echo(f"\n{report}")
+    for line in notes:
+        typer.echo(line)
     if unasked:
         typer.echo(f"{unasked} prompts are left to ask; the same command goes on")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,10 +34,13 @@ from tierwise.routing.verdict import Verdict, judge
 from tierwise.runtime.chat import Call
 from tierwise.runtime.errors import ConfigError
 from tierwise.runtime.family import Family, Tier
+from tierwise.runtime.remote_tier import RemoteTier
 
 FOLDS = 4
 FEWEST_TO_LEARN = 40
 """Different groups to learn from; with fewer, the structural prior is taken."""
+
+Member = TypeVar("Member", bound=Tier | RemoteTier)
 
 _PRIOR_REPLIES = 4.0
 """That a tier's mean counts for beside what verification found."""
@@ -58,7 +62,7 @@ class Calibration:
 
     Args:
         tiers: Names, in the order of all columns.
-        sha256: Of their files: other files are other tiers.
+        sha256: Of their files (of remote tiers: of url and model): others are other tiers.
         predictor: What was learned.
         curves: That make its chances honest; None where it had too little to learn from.
         signals: Chances once a reply is there; None where there is too little to learn from.
@@ -96,6 +100,7 @@ class Calibration:
     def is_of(self, family: Family) -> bool:
         """Whether the family still has these very tiers (and perhaps others)."""
         known = {tier.name: tier.sha256 for tier in family.tiers}
+        known |= {remote.name: remote.sha256 for remote in family.remotes}
         return all(known.get(n) == sha for n, sha in zip(self.tiers, self.sha256, strict=True))
 
     def success(self, call: Call, prompt: Sequence[int]) -> dict[str, float]:
@@ -119,9 +124,9 @@ class Calibration:
         Args:
             tier: That replied.
             chance: Before it did.
-            margins: As of `Reply`.
+            margins: As of `Reply`; remote tiers tell none.
         """
-        if self.signals is None or tier not in self.tiers:
+        if self.signals is None or tier not in self.tiers or not margins:
             return None
         return self.signals(self.tiers.index(tier), chance, margins)
 
@@ -130,7 +135,7 @@ class Calibration:
         raw = self.predictor.predict(x)
         return raw if self.curves is None else self.curves(raw)
 
-    def ordered(self, tiers: Sequence[Tier]) -> tuple[Tier, ...]:
+    def ordered(self, tiers: Sequence[Member]) -> tuple[Member, ...]:
         """Tiers from the worst to the best by their outcomes; those that have none keep their
         place among the others."""
         known = dict(zip(self.tiers, self.means.tolist(), strict=True))
@@ -193,7 +198,12 @@ class Calibration:
 
 
 def fit_calibration(
-    data: Labelled, family: Family, tiers: Sequence[Tier], *, floor: float = 0.9, seed: int = 0
+    data: Labelled,
+    family: Family,
+    tiers: Sequence[Tier | RemoteTier],
+    *,
+    floor: float = 0.9,
+    seed: int = 0,
 ) -> Calibration:
     """Learns from labelled calls.
 

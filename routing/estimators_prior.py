@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -14,7 +14,8 @@ from tierwise.routing.features import COUNTS
 from tierwise.routing.representation import Floats
 from tierwise.routing.success import SuccessModel
 from tierwise.runtime.errors import ConfigError
-from tierwise.runtime.family import Family
+from tierwise.runtime.family import Family, Tier
+from tierwise.runtime.remote_tier import RemoteTier
 
 _COLUMN = COUNTS.index("difficulty")
 
@@ -41,9 +42,13 @@ class StructuralPrior:
         """
         if not tiers:
             raise ConfigError("a prior needs at least one tier")
-        names = [family.tier(name).name for name in tiers]
+        members = [family.member(name) for name in tiers]
         model, points = SuccessModel(family), list(GRADE_AT.values())
-        chances = [[model(point)[name] for name in names] for point in points]
+        chances = []
+        for point in points:
+            known = model(point)
+            best = max(known.values())
+            chances.append([_chance(member, known, best) for member in members])
         return cls(np.array(points), np.array(chances))
 
     @property
@@ -75,3 +80,10 @@ class StructuralPrior:
         if at.ndim != 1 or chances.ndim != 2 or len(at) != len(chances) or not chances.size:
             raise ValueError(f"shapes of the prior do not match: {at.shape} and {chances.shape}")
         return cls(at, chances)
+
+
+def _chance(tier: Tier | RemoteTier, known: Mapping[str, float], best: float) -> float:
+    """Of a remote tier, what its owner says, or as the best of this machine."""
+    if isinstance(tier, Tier):
+        return known[tier.name]
+    return best if tier.success is None else tier.success

@@ -19,6 +19,7 @@ from tierwise.runtime.errors import CalibrationError
 from tierwise.runtime.family import Tier
 from tierwise.runtime.message_json import call_from_json, reply_from_json
 from tierwise.runtime.profile import Profile
+from tierwise.runtime.remote_tier import RemoteTier
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,7 +34,8 @@ class Labelled:
         y: 1 for a right reply and 0 for a wrong one, shape (n, tiers).
         problems: Whether verification finds fault with the reply, shape (n, tiers), bool.
         sure: `sureness` of the reply, shape (n, tiers, 2).
-        spent: Seconds of this machine that the reply took, by its tokens, shape (n, tiers).
+        spent: Seconds that the reply took, shape (n, tiers): of this machine by its tokens, of a
+            remote tier as they were.
         lengths: Characters of the request, shape (n,).
     """
 
@@ -64,14 +66,14 @@ class Labelled:
 
 
 def labelled(
-    store: OutcomeStore, tiers: Sequence[Tier], profiles: Mapping[str, Profile]
+    store: OutcomeStore, tiers: Sequence[Tier | RemoteTier], profiles: Mapping[str, Profile]
 ) -> Labelled:
     """The calls that all of these tiers have answered.
 
     Args:
         store: Of the outcomes.
         tiers: In the order of the columns.
-        profiles: By tier name; of this machine, or estimated.
+        profiles: By the names of tiers with files; of this machine, or estimated.
 
     Raises:
         CalibrationError: There are none.
@@ -89,11 +91,13 @@ def labelled(
             "have answered. Run tierwise calibrate (again, if it was stopped early)."
         )
     costs = CostModel(profiles)
+    # Calls are routed by this machine's own prompts; a server counts by another template.
+    here = [at for at, tier in enumerate(tiers) if isinstance(tier, Tier)] or range(len(tiers))
     calls, x, y, problems, sure, spent = [], [], [], [], [], []
     for task in known:
         call = call_from_json(task.call)
         outcomes = [by_task[task.suite, task.task][tier.sha256] for tier in tiers]
-        shortest = min(outcome.prompt_tokens for outcome in outcomes)
+        shortest = min(outcomes[at].prompt_tokens for at in here)
         calls.append(call)
         x.append(call_features(call, range(shortest)))
         y.append([float(outcome.passed) for outcome in outcomes])
@@ -114,7 +118,9 @@ def labelled(
     )
 
 
-def _seconds(costs: CostModel, tier: Tier, outcome: TierOutcome) -> float:
+def _seconds(costs: CostModel, tier: Tier | RemoteTier, outcome: TierOutcome) -> float:
+    if isinstance(tier, RemoteTier):
+        return outcome.seconds or 0.0  # each of its calls is timed
     chosen = outcome.completion_tokens - outcome.forced_tokens
     reply = ExpectedReply(chosen, outcome.forced_tokens)
     new = outcome.prompt_tokens - outcome.cached_tokens

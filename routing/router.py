@@ -91,13 +91,14 @@ class Router:
         self.calibration = calibration
         self.adaptation = Adaptation(calibration)
         enabled = None if tiers is None else {family.member(name).name for name in tiers}
-        ordered = by_quality(family)
+        ordered: tuple[Tier | RemoteTier, ...] = (*by_quality(family), *family.remotes)
         if calibration is not None:
             ordered = calibration.ordered(ordered)
-        self.tiers = tuple(t for t in ordered if enabled is None or t.name in enabled)
-        self.remotes = tuple(
-            one for one in family.remotes if enabled is None or one.name in enabled
-        )
+        self.members = tuple(one for one in ordered if enabled is None or one.name in enabled)
+        """All enabled tiers, from the worst to the best; remote ones that nobody calibrated come
+        last."""
+        self.tiers = tuple(one for one in self.members if isinstance(one, Tier))
+        self.remotes = tuple(one for one in self.members if isinstance(one, RemoteTier))
         self._clients = {one.name: RemoteClient(one) for one in self.remotes}
         if not self.tiers and not self.remotes:
             raise ConfigError("tiers=[] leaves no tier to route to; leave it out to use all")
@@ -105,11 +106,6 @@ class Router:
         self._current: OrderedDict[str, str] = OrderedDict()
         self._answers: OrderedDict[str, Forecast] = OrderedDict()
         self._log = log
-
-    @property
-    def members(self) -> tuple[Tier | RemoteTier, ...]:
-        """All enabled tiers, from the worst to the best; remote ones come last."""
-        return (*self.tiers, *self.remotes)
 
     def decide(
         self,
@@ -166,7 +162,8 @@ class Router:
                 self.adaptation.seen(success)
         best = max((success[tier.name] for tier in self.tiers), default=1.0)
         for remote in self.remotes:
-            success[remote.name] = best if remote.success is None else remote.success
+            guess = best if remote.success is None else remote.success
+            success.setdefault(remote.name, guess)  # a calibration knows better
         if budget.guarantee is None:  # a promise was tested on chances as they were learned
             success = self.adaptation.corrected(success)
         budget, note = self._granted(budget, resources)
@@ -302,7 +299,7 @@ class Router:
             self._log.close()
 
     def better_than(self, tier: str) -> tuple[Tier | RemoteTier, ...]:
-        """The enabled tiers of better quality, the nearest first; remote ones count as best."""
+        """The enabled tiers of better quality, the nearest first; see `members`."""
         members = self.members
         names = [one.name for one in members]
         return members[names.index(tier) + 1 :] if tier in names else ()

@@ -1,8 +1,9 @@
 """Looks a finished reply over: is there a sign that it is wrong?
 
-Tool calls and structured output are valid by construction (the grammar sees to that). These
-checks catch what a grammar cannot: a reply that was cut off, that says nothing, that loops, or
-that does again what was done already. Each returns the problem in English, or None.
+Tool calls and structured output of this machine's tiers are valid by construction (the grammar
+sees to that). These checks catch what a grammar cannot: a reply that was cut off, that says
+nothing, that loops, or that does again what was done already; and calls by a server that has no
+grammar. Each returns the problem in English, or None.
 """
 
 from __future__ import annotations
@@ -47,6 +48,23 @@ def is_whole(call: Call, reply: Reply) -> str | None:
         return "the structured reply was cut off"
     if call.usable_tools and not structured and reply.text.lstrip().startswith(("{", "<tool_call")):
         return "a tool call that was cut off or cannot be read"
+    return None
+
+
+def is_callable(call: Call, reply: Reply) -> str | None:
+    """A call of a tool that was not offered, or one that lacks arguments or has unknown ones."""
+    tools = {tool.name: tool.parameters for tool in call.usable_tools}
+    for wanted in reply.tool_calls:
+        if wanted.name not in tools:
+            return f"{wanted.name!r} was called, which is no tool of this call"
+        schema = tools[wanted.name]
+        if missing := [name for name in schema.get("required", ()) if name not in wanted.arguments]:
+            return f"the call of {wanted.name} lacks {', '.join(missing)}"
+        if schema.get("additionalProperties") is False and "patternProperties" not in schema:
+            known = schema.get("properties", {})
+            unknown = [name for name in wanted.arguments if name not in known]
+            if unknown:
+                return f"{wanted.name} takes no {', '.join(unknown)}"
     return None
 
 
@@ -100,6 +118,7 @@ def is_grounded(call: Call, reply: Reply) -> str | None:
 CHECKS: dict[str, Verifier] = {
     "says_something": says_something,
     "is_whole": is_whole,
+    "is_callable": is_callable,
     "does_not_loop": does_not_loop,
     "is_new": is_new,
     "is_grounded": is_grounded,

@@ -27,6 +27,8 @@ TierwiseError
 │   ├── CacheFullError          the KV cache has too few free cells for a batch
 │   ├── EngineBusyError         too many calls wait for the tier already
 │   ├── RemoteError             a remote tier cannot be reached, or breaks the protocol
+│   │   ├── ThrottledError      it has too many requests; later it may answer
+│   │   └── RemoteReplyError    it works, but refuses this call or writes what cannot be read
 │   └── EngineClosedError       the engine was closed while the call waited
 └── MissingExtraError           an optional package is needed; names the extra
 """
@@ -138,6 +140,17 @@ class EngineBusyError(EngineError):
 
 class RemoteError(EngineError):
     """A remote tier cannot be reached, or does not keep to the protocol; others may answer."""
+
+    retry_s = 0.0
+    """Seconds for which the server asked to be left alone; 0 if it did not."""
+
+
+class ThrottledError(RemoteError):
+    """The server has too many requests; later it may answer."""
+
+
+class RemoteReplyError(RemoteError):
+    """The server works, but refuses this call, or wrote a reply that cannot be read."""
 
 
 class EngineClosedError(EngineError):

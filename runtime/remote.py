@@ -7,7 +7,6 @@ out of reach for a while, and its calls go to other tiers.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import threading
@@ -17,8 +16,13 @@ from contextlib import aclosing, contextmanager
 from typing import Any, Self
 
 from tierwise.runtime.chat import Call, Message, Reply, ToolCall, Usage
-from tierwise.runtime.errors import MissingExtraError, RemoteError
-from tierwise.runtime.profile import Profile, machine_fingerprint, utc_now
+from tierwise.runtime.errors import (
+    MissingExtraError,
+    RemoteError,
+    RemoteReplyError,
+    ThrottledError,
+)
+from tierwise.runtime.profile import Profile, load_profile, machine_fingerprint, utc_now
 from tierwise.runtime.remote_tier import RemoteTier
 from tierwise.runtime.reply_parser import Piece
 from tierwise.runtime.template_messages import as_openai
@@ -31,10 +35,9 @@ GUESSED_PREFILL, GUESSED_DECODE = 2000.0, 50.0
 
 
 def remote_profile(tier: RemoteTier) -> Profile:
-    """A guess for a server that nobody has timed yet."""
-    digest = hashlib.sha256(f"{tier.url}\0{tier.model}".encode()).hexdigest()
-    return Profile(
-        tier_sha256=digest,
+    """What a calibration has timed; a guess for a server that nobody has timed yet."""
+    return load_profile(tier.sha256) or Profile(
+        tier_sha256=tier.sha256,
         machine=machine_fingerprint(),
         threads=1,
         prefill_tokens_per_s=GUESSED_PREFILL,
@@ -96,7 +99,9 @@ class RemoteClient:
             pause = min(LONGEST_BREAK_S, 2.0 ** min(self._failures - 1, 6))
             self._again_at = time.monotonic() + max(pause, wait)
             self._why = why
-        return RemoteError(why)
+        told = _kind(error)(why)
+        told.retry_s = wait
+        return told
 
     def answered(self) -> None:
         """It works."""
@@ -175,7 +180,8 @@ class RemoteReply:
         """Waits for the end.
 
         Raises:
-            RemoteError: The server failed; names it and what happened.
+            RemoteError: The server failed; names it and what happened. ThrottledError and
+                RemoteReplyError are kinds of it.
         """
         if self._reply is None:
             for _ in self:
@@ -299,7 +305,7 @@ def _tool_call(chunk: Any) -> ToolCall:
     except ValueError:
         arguments = None
     if not isinstance(arguments, dict) or not chunk["name"]:
-        raise ValueError("it wrote a tool call that cannot be read")
+        raise _UnreadableError("it wrote a tool call that cannot be read")
     return ToolCall(chunk["name"], arguments, id=chunk["id"] or "")
 
 
@@ -314,6 +320,23 @@ def _check_model(asked: str, told: str) -> None:
     """Servers may add a date or a path to the name, and no more."""
     if told and told not in asked and asked not in told:
         raise ValueError(f"it answers as {told!r}, and {asked!r} was asked for")
+
+
+class _UnreadableError(ValueError):
+    """What the model wrote is at fault, and not the server."""
+
+
+_REFUSED = (400, 413, 422)
+"""Of HTTP: the request itself is not liked, and asking it again would not help."""
+
+
+def _kind(error: Exception) -> type[RemoteError]:
+    status = getattr(error, "status_code", None)
+    if status == 429:
+        return ThrottledError
+    if status in _REFUSED or isinstance(error, _UnreadableError):
+        return RemoteReplyError
+    return RemoteError
 
 
 def _told(error: Exception) -> str:

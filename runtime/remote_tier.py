@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from pydantic import Field
 
 from tierwise.runtime.record import Record
@@ -18,8 +20,8 @@ class RemoteTier(Record):
             down. Empty where the server wants none.
         context_tokens: Longest prompt and reply together.
         timeout_s: Without a word from the server for so long, the call fails.
-        success: Its chance of being right on a usual call, as far as you know. None: as the best
-            tier of the family.
+        success: Its chance of being right on a usual call, as far as you know; a calibration that
+            asked it knows better. None: as the best tier of the family.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -29,6 +31,12 @@ class RemoteTier(Record):
     context_tokens: int = Field(default=32_768, gt=0)
     timeout_s: float = Field(default=60.0, gt=0)
     success: float | None = Field(default=None, ge=0, le=1)
+
+    @property
+    def sha256(self) -> str:
+        """By which its outcomes and its speed are known, as those of a tier with a file by the
+        file's hash: here of url and model."""
+        return hashlib.sha256(f"{self.url}\0{self.model}".encode()).hexdigest()
 
     @property
     def taught_tools(self) -> bool:

@@ -21,10 +21,13 @@ from langchain.agents.structured_output import ToolStrategy
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool, ToolException, tool
 from langgraph.checkpoint.memory import InMemorySaver
+from openai_server import OpenAIServer, openai_server
 from pydantic import BaseModel
 from scripted_model import write_scripted_gguf
 
 from tierwise import Budget, ChatTierwise
+from tierwise.runtime.errors import NoFeasibleTierError, RemoteError
+from tierwise.runtime.remote_tier import RemoteTier
 
 MILD = "It is mild in Oslo."
 QUESTION = "The forecast for Oslo?"
@@ -202,6 +205,65 @@ def test_a_larger_tier_sets_a_call_right(make: Make) -> None:
     assert not state["messages"][-1].response_metadata["escalated"]
     wrong = create_agent(make("pair", model="small"), [get_weather]).invoke(asked(QUESTION))
     assert told(wrong)[1] == [("get_weather", "Rome")]
+
+
+# --- calls that cannot be made ----------------------------------------------------------
+
+
+@pytest.fixture
+def far(folders: dict[str, Path], tmp_path: Path) -> Iterator[tuple[Path, OpenAIServer]]:
+    """A family whose better tier is a server that breaks its calls off."""
+    with openai_server() as server:
+        server.mode, server.call = "bad call", ("get_weather", '{"city": "Oslo"}')
+        specs = [TierSpec("only", folders["native"] / "only.gguf")]
+        family = make_family(tmp_path / "family", specs)
+        remote = RemoteTier(name="far", url=server.url, model="m", success=0.99)
+        family.model_copy(update={"remotes": (remote,)}).save(family.folder)
+        yield family.folder, server
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_unreadable_call_never_ends_a_run_silently(
+    make: Make, far: tuple[Path, OpenAIServer], streamed: bool
+) -> None:
+    folder, server = far
+
+    def run(model: ChatTierwise) -> Any:
+        agent = create_agent(model, [get_weather])
+        if not streamed:
+            return agent.invoke(asked(QUESTION))
+        return list(agent.stream(asked(QUESTION), stream_mode="values"))[-1]
+
+    # Another tier is asked in its place.
+    state = run(make(str(folder), budget=Budget(quality=1)))
+    assert told(state) == CONVERSATION and server.asked
+    assert state["messages"][1].response_metadata["tier"] == "only"
+    # Where there is none, the run fails and says why.
+    with pytest.raises(NoFeasibleTierError, match=r"far: .* tool call that cannot be read"):
+        run(make(str(folder), tiers=("far",)))
+    with pytest.raises(RemoteError, match="tool call that cannot be read"):
+        run(make(str(folder), tiers=("far", "only"), model="far"))
+
+
+def test_a_call_of_no_tool_is_a_problem(make: Make, far: tuple[Path, OpenAIServer]) -> None:
+    folder, server = far
+    server.mode, server.call = "ok", ("get_weather", "{}")
+    model = make(str(folder), model="far").bind_tools([get_weather])
+    reply = model.invoke(QUESTION)
+    assert reply.response_metadata["problem"] == "the call of get_weather lacks city"
+    server.call = ("get_climate", "{}")
+    reply = model.invoke(QUESTION)
+    assert "'get_climate' was called, which is no tool" in reply.response_metadata["problem"]
+    assert isinstance(reply, AIMessage) and reply.tool_calls and not reply.invalid_tool_calls
+
+
+def test_a_call_that_was_cut_off_is_seen(make: Make) -> None:
+    """And set right, where there is a better tier: here all have as few tokens."""
+    state = create_agent(make(max_tokens=30), [get_weather]).invoke(asked(QUESTION))
+    last = state["messages"][-1]
+    assert last.content.startswith("<tool_call>") and not last.tool_calls
+    problem = last.response_metadata["problem"]
+    assert problem == "a tool call that was cut off or cannot be read"
 
 
 # --- structured responses ---------------------------------------------------------------

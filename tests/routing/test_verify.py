@@ -12,6 +12,7 @@ from tierwise.evaluation.task_generator import generate_tasks
 from tierwise.routing.verify import (
     CHECKS,
     does_not_loop,
+    is_callable,
     is_grounded,
     is_new,
     is_whole,
@@ -97,6 +98,40 @@ def test_structured_output_beside_tools_may_start_with_a_brace() -> None:
 
 
 # --- does_not_loop ----------------------------------------------------------------------
+
+CLOSED = Tool(
+    "book",
+    "Books a table.",
+    {
+        "type": "object",
+        "properties": {"day": {"type": "string"}, "seats": {"type": "integer"}},
+        "required": ["day"],
+        "additionalProperties": False,
+    },
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "problem"),
+    [
+        ("book", {"day": "Monday"}, None),
+        ("book", {"day": "Monday", "seats": "2"}, None),  # who runs the tool may well read that
+        ("book", {"seats": 2}, "the call of book lacks day"),
+        ("book", {"day": "Monday", "hour": 9}, "book takes no hour"),
+        ("buy", {}, "'buy' was called, which is no tool of this call"),
+        ("look_up", {"anything": 1}, None),
+    ],
+)
+def test_a_call_that_its_tool_cannot_take(
+    name: str, arguments: dict[str, Any], problem: str | None
+) -> None:
+    call = Call((Message("user", "Monday at 9, for 2"),), (ANY, CLOSED))
+    reply = Reply(tool_calls=(ToolCall(name, arguments),), finish_reason="tool_calls")
+    assert is_callable(call, reply) == problem
+    assert verify(call, reply) == (problem or "") or name == "look_up"
+    named = Call(call.messages, call.tools, tool_choice="look_up")
+    assert (is_callable(named, reply) is None) == (name == "look_up")
+
 
 LOOP = "I think so. " * 30
 
