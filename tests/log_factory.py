@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ def write_log(path: Path, rows: Sequence[Row], *, text: bool = True) -> Path:
             *before, last = row.tiers
             attempts = [_attempt(tier, Reply(), "the reply is empty") for tier in before]
             attempts.append(_attempt(last, row.reply, row.problem, row.doubt))
-            answer = Answer(tuple(attempts), f"{path.name}-{len(attempts)}-{id(row)}")
+            answer = Answer(tuple(attempts), uuid.uuid4().hex)
             log.add(row.call, answer)
             if row.feedback is not None:
                 log.feedback(answer.id, row.feedback)
