@@ -94,10 +94,10 @@ def _coming_back(left: Forecast, taken: Forecast) -> tuple[float, float]:
 def _why(chosen: Forecast, good: int, floor: float, prices: Prices, budget: Budget) -> str:
     power = "" if budget.power in ("auto", "performance") else f"; power: {budget.power}"
     if prices.success:
+        reach = f" that reach the quality floor of {floor:.0%}" if budget.quality else ""
         return (
-            f"{chosen.tier} is worth most of {good} that reach the quality floor of {floor:.0%} "
-            f"({chosen.success:.0%} less {prices.cost(chosen):.3f} for {prices.told(chosen)}"
-            f"{power})"
+            f"{chosen.tier} is worth most of {good}{reach} ({chosen.success:.0%} less "
+            f"{prices.cost(chosen):.3f} for {prices.told(chosen)}{power})"
         )
     how = "takes the fewest seconds and joules" if prices.joule else "is the quickest"
     return (

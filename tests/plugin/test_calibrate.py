@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from calibration_factory import by_kind, calibrated, two_tiers
+from calibration_factory import by_kind, calibrated, scripted_pair, two_tiers
 from family_factory import TierSpec, make_family
 from scripted_model import FRUIT, write_scripted_gguf
 from typer.testing import CliRunner
 
-from tierwise import ChatTierwise
+from tierwise import Budget, ChatTierwise
 from tierwise.plugin.calibration_report import REPORT, calibration_html
 from tierwise.plugin.calibration_text import calibration_text
 from tierwise.plugin.cli import app
@@ -64,7 +64,13 @@ def test_own_prompts_are_asked_once_and_learned_from(
     # Nothing is asked a second time, and no time is needed for that.
     again = json.loads(run("calibrate", folder, "--data", prompts, "--minutes", 0, "--json"))
     assert again == found
+    prices = found["prices"]
+    assert [one["mean_quality"] for one in prices] == [0.9, 0.95, 0.98]
+    assert all(one["per_second"] > 0 and one["n"] > 0 for one in prices)
     shown = run("calibrate", folder, "--data", prompts)
+    assert re.search(
+        r"^mean_quality +price of a second +kept +seconds a call$", shown, re.MULTILINE
+    )
     assert "do not route, always use" in shown and "small" in shown and "66.7%" in shown
     assert calibration_text(load_calibration(folder)) in shown
 
@@ -75,6 +81,8 @@ def test_a_calibrated_family_is_routed_by_it(folder: Path, prompts: Path) -> Non
         decision = model.explain("Tell me of the apple")
     chances = {forecast.tier: forecast.success for forecast in decision.forecasts}
     assert chances == pytest.approx({"small": 4 / 6, "large": 1.0})
+    half = run("explain", folder, "Tell me of the apple", "--mean-quality", 0.5)
+    assert "; a second is priced at " in half and "of the best tier's successes" in half
     explained = json.loads(run("explain", folder, "Tell me of the apple", "--json"))
     assert {f["tier"]: f["success"] for f in explained["forecasts"]} == pytest.approx(chances)
 
@@ -100,6 +108,21 @@ def test_a_log_under_another_budget(folder: Path, tmp_path: Path) -> None:
     found = json.loads(run("replay", log, "--quality", 0, "--json"))
     assert found["calls"] == 2 and found["tiers"]["then"] == {"large": 2}
     assert "2 calls" in run("replay", log, "--budget-seconds", 60)
+
+
+def test_a_log_under_other_prices(tmp_path: Path) -> None:
+    folder, log = scripted_pair(tmp_path, FRUIT).folder, tmp_path / "log.sqlite"
+    best = Budget(quality=1.0)
+    with ChatTierwise(family=str(folder), threads=1, decision_log=log, budget=best) as model:
+        for fruit in ("apple", "banana"):
+            model.invoke(f"Tell me of the {fruit}")
+    kept = ("--quality", 0, "--price", "second=0.000001")  # success counts, and time hardly
+    dear = ("--quality", 0, "--price", "joule=1000", "--power", "saver")
+    for options, tier in ((kept, "large"), (dear, "small")):
+        found = json.loads(run("replay", log, *options, "--json"))
+        assert found["tiers"] == {"then": {"large": 2}, "now": {tier: 2}}
+    assert found["joules"]["then"] > found["joules"]["now"] > 0
+    assert " J then" in run("replay", log, "--budget-joules", 1e6)
 
 
 class _Page(HTMLParser):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,16 @@ from calibration_factory import (
     by_kind,
     calibrated,
     made_calibration,
+    scripted_pair,
     two_tiers,
 )
 from family_factory import TierSpec, make_family
+from scripted_model import FRUIT
 from tiny_models import write_tiny_gguf
 
 from tierwise.routing.answer import Answer, Attempt
 from tierwise.routing.budget import LOW_BATTERY, SAVER_QUALITY, Budget
+from tierwise.routing.cascade import answer
 from tierwise.routing.decision import Decision, Forecast
 from tierwise.routing.policy import feasible_first
 from tierwise.routing.prices import JOULE_SECONDS, Prices
@@ -303,6 +306,35 @@ def test_the_joules_of_a_call_are_limited(family: Family, pool: Pool, machine: M
         f"{joules['large']:.3g} J is over the {allowed:.3g} J allowed"
     )
     assert f"{joules['middle']:.1f}" in decision.table()
+
+
+def test_an_escalation_has_the_joules_that_are_left(tmp_path: Path) -> None:
+    family = scripted_pair(tmp_path, FRUIT)
+    never, always = [0.0, 0.0, 0.0, -9.0], [0.0, 0.0, 0.0, 9.0]  # sure of nothing, or of all
+    doubting = made_calibration(signals=Signals(np.array([never, always])))
+    seen: list[float | None] = []
+
+    def policy(
+        forecasts: Sequence[Forecast], budget: Budget, current: str | None
+    ) -> tuple[str, str, tuple[Forecast, ...]]:
+        seen.append(budget.joules_per_call)
+        return feasible_first(forecasts, budget, current)
+
+    call = Call((Message("user", "Tell me of the banana"),), max_tokens=20)
+    budget = Budget(quality=0.5, joules_per_call=1000)
+    with Pool(family, probe=lambda: PLENTY, threads=1) as pool:
+        router = Router(
+            family, pool, budget, policy=policy, probe=lambda: PLENTY, calibration=doubting
+        )
+        result = answer(router, call)
+    first, second = result.attempts
+    assert seen == [1000, pytest.approx(1000 - first.joules)] and first.joules > 0
+    watts = first.decision.forecast.joules / first.decision.forecast.seconds
+    assert first.joules == pytest.approx(watts * first.seconds)
+    assert result.joules == pytest.approx(first.joules + second.joules)
+    told = result.to_json()
+    assert told["total_joules"] == pytest.approx(result.joules, abs=0.001)
+    assert told["predicted_joules"] == pytest.approx(second.decision.forecast.joules, abs=0.001)
 
 
 def test_a_conversation_stays_for_what_coming_back_would_cost(
