@@ -114,6 +114,7 @@ def observe(
     documents: Sequence[str],
     *,
     threads: int,
+    mapped: bool = False,
     progress: Callable[[str, float], None] | None = None,
 ) -> Activations:
     """Runs the model over texts and collects its activations.
@@ -121,6 +122,7 @@ def observe(
     Args:
         path: A GGUF file.
         documents: Each is read from an empty context, cut to 1,024 tokens.
+        mapped: As of `Model`.
         progress: Called with what is done and its share in 0..1.
 
     Raises:
@@ -129,7 +131,7 @@ def observe(
     collector = _Collector()
     longest = 1024
     with (
-        Model(path) as model,
+        Model(path, mapped=mapped) as model,
         Context(
             model,
             min(longest, model.context_tokens),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tierwise.evaluation.tasks import wilson_interval
 from tierwise.evaluation.texts import take_tokens
-from tierwise.runtime.context import Context, KVType
+from tierwise.runtime.context import PREFILL_BATCH, Context, KVType
 from tierwise.runtime.errors import UnsupportedModelError
 from tierwise.runtime.family import Divergence
 from tierwise.runtime.files import disk_full_named
@@ -24,6 +24,11 @@ from tierwise.runtime.llama import Model
 
 Progress = Callable[[str, float], None]
 Documents = Sequence[Sequence[int]]
+_Batch = tuple[int, NDArray[np.float32], NDArray[np.int64]]
+"""First row, logits of shape (n, vocab), and the token after each row or -1."""
+
+_FEW_LOGITS = 2**22
+"""16 MiB of them; half a dozen arrays of that size are held at once."""
 
 
 class BaseDistribution:
@@ -130,14 +135,46 @@ def kv_divergence(
     Raises:
         UnsupportedModelError: The model's heads are of a size that ``kv_type`` cannot hold.
     """
-    tally, base_nll = _Tally(), 0.0
     with Model(tier) as model:
         exact = _batches(model, documents, threads, None)
         rounded = _batches(model, documents, threads, progress, kv_type)
-        for (_, logits, following), (_, other, _) in zip(exact, rounded, strict=True):
-            base = _log_softmax(logits)
-            base_nll += _nll(base, following)
-            tally.add(base, _log_softmax(other), following)
+        return _side_by_side(exact, rounded, documents)
+
+
+def pair_divergence(
+    parent: Path, variant: Path, documents: Documents, *, threads: int
+) -> Divergence:
+    """How far a file is from the one that it was made of, with little memory.
+
+    Weights stay in the files (see `Model`), and both read the documents side by side, a batch of
+    `_FEW_LOGITS` at a time, for which each weight is wanted once.
+
+    Raises:
+        ModelError: A file cannot be loaded.
+        UnsupportedModelError: They have different vocabularies.
+    """
+    with Model(parent, mapped=True) as one, Model(variant, mapped=True) as other:
+        if one.vocab_size != other.vocab_size:
+            raise UnsupportedModelError(
+                f"{variant.name!r} has a vocabulary of {other.vocab_size} tokens, {parent.name!r} "
+                f"has {one.vocab_size}: they cannot be compared token by token"
+            )
+        batch = max(16, _FEW_LOGITS // one.vocab_size)
+        return _side_by_side(
+            _batches(one, documents, threads, None, batch=batch),
+            _batches(other, documents, threads, None, batch=batch),
+            documents,
+        )
+
+
+def _side_by_side(
+    bases: Iterator[_Batch], tiers: Iterator[_Batch], documents: Documents
+) -> Divergence:
+    tally, base_nll = _Tally(), 0.0
+    for (_, logits, following), (_, other, _) in zip(bases, tiers, strict=True):
+        base = _log_softmax(logits)
+        base_nll += _nll(base, following)
+        tally.add(base, _log_softmax(other), following)
     predicted = _predicted(documents)
     return tally.divergence(math.exp(base_nll / predicted), predicted)
 
@@ -185,11 +222,14 @@ def _batches(
     threads: int,
     progress: Progress | None,
     kv_type: KVType = "f16",
-) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.int64]]]:
-    """Logits batch by batch: (first row, logits (n, vocab), token after each row or -1)."""
+    batch: int = PREFILL_BATCH,
+) -> Iterator[_Batch]:
+    """Logits batch by batch."""
     longest = max(map(len, documents))
     row, total = 0, sum(map(len, documents))
-    with Context(model, longest, threads=threads, all_logits=True, kv_type=kv_type) as context:
+    with Context(
+        model, longest, threads=threads, all_logits=True, kv_type=kv_type, batch=batch
+    ) as context:
         for document in documents:
             context.truncate(0)
             following = np.array([*document[1:], -1], dtype=np.int64)

@@ -53,7 +53,10 @@ class RoutedModel(BaseModel):
         threads: For llama.cpp; None for all the cores that this process may use.
         kv_type: How keys and values are stored: "f16", or "q8_0" in about half the memory
             (`tierwise show` has what that costs). None for what each tier's record says, which
-            is f16 but where a recipe said otherwise.
+            is f16 but where a recipe said otherwise; and for q8_0 where a tier fits only so.
+        adapt: While memory keeps a better tier from answering, make a cheaper variant of it in
+            the background (fewer bits, then fewer layers), and use it if it is likelier to be
+            right than the best tier that fits. Kept in the family's folder ``variants``.
         decision_log: SQLite file that takes note of every decision and what came of it, for
             `tierwise replay`; None for none. Prompts are hashed.
         log_text: Log calls and replies as they are, too.
@@ -81,6 +84,7 @@ class RoutedModel(BaseModel):
     api_key: SecretStr | None = Field(default=None, exclude=True)
     threads: int | None = Field(default=None, ge=1)
     kv_type: Literal["f16", "q8_0"] | None = None
+    adapt: bool = False
     decision_log: str | None = None
     log_text: bool = False
     streaming: bool = False
@@ -100,7 +104,7 @@ class RoutedModel(BaseModel):
         """The router behind this model; loads the family (but no tier) on first use.
 
         Models over the same family share it, with the tiers that are loaded, if they agree on
-        ``tiers``, ``threads``, ``kv_type``, ``decision_log`` and the budget's memory.
+        ``tiers``, ``threads``, ``kv_type``, ``adapt``, ``decision_log`` and the budget's memory.
         """
         if not self.family:
             raise ConfigError(
@@ -128,6 +132,7 @@ class RoutedModel(BaseModel):
             self.kv_type,
             self.decision_log,
             self.log_text,
+            self.adapt,
         )
 
     def close(self) -> None:

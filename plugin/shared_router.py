@@ -17,6 +17,7 @@ from tierwise.routing.budget import Budget
 from tierwise.routing.calibration_store import FOUND, calibration_of
 from tierwise.routing.decision_log import DecisionLog
 from tierwise.routing.router import Router
+from tierwise.routing.variants import Deriver
 from tierwise.runtime.context import KVType
 from tierwise.runtime.family import MANIFEST, Family
 from tierwise.runtime.pool import Pool
@@ -34,6 +35,7 @@ class RouterSettings:
         kv_type: How keys and values are stored; None for what each tier's record says.
         log: File of the decision log; None for none.
         log_text: Whether that holds calls and replies as well.
+        adapt: Whether cheaper variants of tiers are made where memory asks for them.
     """
 
     family: str
@@ -43,6 +45,7 @@ class RouterSettings:
     kv_type: KVType | None = None
     log: str | None = None
     log_text: bool = False
+    adapt: bool = False
 
 
 @dataclass(eq=False)
@@ -142,4 +145,17 @@ def _open(settings: RouterSettings) -> Router:
     log = None
     if settings.log is not None:
         log = DecisionLog(Path(settings.log).expanduser(), text=settings.log_text)
-    return Router(family, pool, budget, tiers=settings.tiers, calibration=calibration, log=log)
+    deriver: Deriver | None = None
+    if settings.adapt:
+        from tierwise.compression.derive import derive
+
+        deriver = derive
+    return Router(
+        family,
+        pool,
+        budget,
+        tiers=settings.tiers,
+        calibration=calibration,
+        log=log,
+        deriver=deriver,
+    )

@@ -21,6 +21,7 @@ from tierwise.routing.policy import Policy, feasible_first
 from tierwise.routing.prices import Prices
 from tierwise.routing.prompts import context_needed, write_prompts
 from tierwise.routing.success import SuccessModel, by_quality
+from tierwise.routing.variants import USUAL_DIFFICULTY, Deriver, Variants, profile_of
 from tierwise.runtime.chat import Call, Reply
 from tierwise.runtime.errors import (
     ConfigError,
@@ -55,6 +56,8 @@ class Router:
         calibration: Of this family: chances of success, instead of those that its own
             measurements and ``difficulty`` make likely.
         log: Takes note of every answer; `close` closes it.
+        deriver: Makes cheaper variants of tiers that memory has no room for (see `variants`);
+            None for none. Those that it made before are tiers from the start.
 
     Raises:
         ConfigError: ``tiers`` is empty or names a tier that the family has not.
@@ -73,6 +76,7 @@ class Router:
         tiers: Iterable[str] | None = None,
         calibration: Calibration | None = None,
         log: DecisionLog | None = None,
+        deriver: Deriver | None = None,
     ) -> None:
         self.family = family
         self.pool = pool
@@ -106,6 +110,10 @@ class Router:
         self._current: OrderedDict[str, str] = OrderedDict()
         self._answers: OrderedDict[str, Forecast] = OrderedDict()
         self._log = log
+        self._variants = None
+        if deriver is not None:
+            self._variants = Variants(family, deriver, threads=pool.threads)
+            self._take_in()
 
     def decide(
         self,
@@ -138,8 +146,11 @@ class Router:
         """
         budget = budget or self.budget
         resources = self._probe()
+        self._take_in()
+        tiers, members = self.tiers, self.members
         excluded = self._excluded(above, without, pin)
-        members = self.members
+        if budget.guarantee is not None and self._variants is not None:
+            excluded |= dict.fromkeys(self._variants.names, "no promise was tested on it")
         usable = [one for one in members if one.name not in excluded] or members
         prompts, trimmed = write_prompts(self.pool, call, budget, tiers=members, usable=usable)
         longest = max(members, key=lambda one: one.context_tokens)
@@ -160,7 +171,9 @@ class Router:
             # An escalation is the same call once more, and a question about a call is none.
             if above is None and policy is None:
                 self.adaptation.seen(success)
-        best = max((success[tier.name] for tier in self.tiers), default=1.0)
+        if self._variants is not None:
+            success |= self._variants.chances(success, difficulty)
+        best = max((success[tier.name] for tier in tiers), default=1.0)
         for remote in self.remotes:
             guess = best if remote.success is None else remote.success
             success.setdefault(remote.name, guess)  # a calibration knows better
@@ -171,8 +184,11 @@ class Router:
         made = Forecaster(self.pool, self.cost, call, prompts, budget, resources, difficulty)
         forecasts = [
             made.local(tier, success[tier.name], resident.get(tier.name), excluded.get(tier.name))
-            for tier in self.tiers
+            for tier in tiers
         ]
+        if self._variants is not None and not excluded and budget.guarantee is None:
+            expected = self._expected(success, difficulty)
+            self._variants.seen(made.shortages, forecasts, expected, difficulty)
         forecasts += [
             made.remote(client, success[client.tier.name], excluded.get(client.tier.name))
             for client in self._clients.values()
@@ -215,6 +231,29 @@ class Router:
             promise = self.calibration.promise(budget.quality, budget.guarantee)
             quality = self.adaptation.kept(promise).threshold
         return budget.model_copy(update={"quality": 1.0 if quality is None else quality}), ""
+
+    def _take_in(self) -> None:
+        """Makes variants that have come to be tiers like any other."""
+        if self._variants is None:
+            return
+        with self._lock:
+            for variant, parent in self._variants.arrived(self.tiers):
+                tier = variant.tier
+                profile = profile_of(tier, parent, self.cost.profiles[parent.name])
+                self.cost.profiles = {**self.cost.profiles, tier.name: profile}
+                expected = self._expected(self._success(USUAL_DIFFICULTY), USUAL_DIFFICULTY)
+                self.tiers = self._variants.place(tier, self.tiers, expected)
+
+    def _expected(self, success: Mapping[str, float], difficulty: float) -> dict[str, float]:
+        """Chances of success by tier: of all calls where that is known, else of this one."""
+        known = {}
+        if self.calibration is not None:
+            means = self.calibration.means.tolist()
+            known = dict(zip(self.calibration.tiers, means, strict=True))
+        expected = {**success, **known}
+        if self._variants is not None:
+            expected |= self._variants.chances(expected, difficulty)
+        return expected
 
     def doubt(self, decision: Decision, reply: Reply, budget: Budget) -> str:
         """Why a better tier should be asked after this reply, in English; "" for no cause.
@@ -294,6 +333,8 @@ class Router:
 
     def close(self) -> None:
         """Unloads all tiers and closes the log. Safe to call twice."""
+        if self._variants is not None:
+            self._variants.close()
         self.pool.close()
         if self._log is not None:
             self._log.close()

@@ -90,6 +90,7 @@ class Context:
         all_logits: As many outputs as a batch has tokens (for measuring divergence).
         kv_type: How keys and values are stored.
         on_tensor: llama.cpp's ``cb_eval``, for collecting activations.
+        batch: Most tokens of one batch.
 
     Raises:
         OutOfMemoryError: llama.cpp could not allocate the buffers.
@@ -108,13 +109,14 @@ class Context:
         all_logits: bool = False,
         kv_type: KVType = "f16",
         on_tensor: Any = None,
+        batch: int = PREFILL_BATCH,
     ) -> None:
         self.model = model
         self.sequences = sequences
         self.apart = apart
         params = lib.llama_context_default_params()
         params.n_ctx = n_ctx * sequences if apart else n_ctx
-        params.n_batch = params.n_ubatch = min(PREFILL_BATCH, n_ctx)
+        params.n_batch = params.n_ubatch = min(batch, n_ctx)
         params.n_seq_max = sequences
         params.kv_unified = not apart
         self.scratch_bytes = 0

@@ -261,6 +261,7 @@ class Family(Record):
     remotes: tuple[RemoteTier, ...] = ()
 
     _folder: Path = Path()
+    _variants: tuple[Tier, ...] = ()
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
@@ -284,7 +285,7 @@ class Family(Record):
         Raises:
             ConfigError: There is none; the message lists those there are.
         """
-        for tier in self.tiers:
+        for tier in (*self.tiers, *self._variants):
             if tier.name == name:
                 return tier
         known = ", ".join(self._names)
@@ -300,6 +301,16 @@ class Family(Record):
             if remote.name == name:
                 return remote
         return self.tier(name)
+
+    def add_variant(self, tier: Tier) -> None:
+        """From now on `tier`, `member` and `path` know this one too; ``family.json`` never does.
+
+        Raises:
+            ConfigError: The family has another tier of that name.
+        """
+        if tier.name in self._names:
+            raise ConfigError(f"the family has a tier {tier.name!r} already")
+        self._variants = (*(one for one in self._variants if one.name != tier.name), tier)
 
     def path(self, tier: Tier | str) -> Path:
         """Where the tier's GGUF file is."""

@@ -87,6 +87,8 @@ class Model:
         vocab_only: Load metadata and vocabulary, no weights.
         no_alloc: Load the tensors' shapes without their data, to simulate memory use.
         gpu_layers: Layers to place on a GPU that llama.cpp was built for; -1 for all.
+        mapped: Leave all weights in the file, where the system may take their memory back at any
+            time: slower, and for machines that have no memory to spare.
 
     Raises:
         ModelNotFoundError, DamagedModelError, UnsupportedModelError, OutOfMemoryError: As
@@ -100,6 +102,7 @@ class Model:
         vocab_only: bool = False,
         no_alloc: bool = False,
         gpu_layers: int = -1,
+        mapped: bool = False,
     ) -> None:
         self.path = path
         self._handle: Any = None
@@ -112,6 +115,10 @@ class Model:
         if no_alloc:
             params.no_alloc = True
             params.load_mode = lib.LLAMA_LOAD_MODE_NONE  # mmap and no_alloc exclude each other
+        elif mapped:
+            params.load_mode = lib.LLAMA_LOAD_MODE_MMAP
+            params.n_gpu_layers = 0
+            params.use_extra_bufts = False  # their layouts are copies
         elif not vocab_only and mostly_repacked(read_tensors(path)):
             params.load_mode = lib.LLAMA_LOAD_MODE_NONE
         with captured_log() as log:

@@ -68,7 +68,7 @@ class Pool:
                 raise ConfigError(f"{name} must be at least 1, got {value}; leave it out for all")
         self.family = family
         self._probe = probe
-        self._threads = threads or probe().threads
+        self.threads = threads or probe().threads
         self._changed = threading.Condition()  # guards all below; its lock is reentrant
         self._room = Room(
             family,
@@ -104,9 +104,8 @@ class Pool:
                 than its context holds, it grows as far as memory is granted; until then their
                 calls wait for each other.
             memory_bytes: A cap for this call, where it is lower than the pool's own.
-            kv_type: How keys and values shall be stored, as `fit` found it to be possible: an idle
-                tier that is loaded with others is loaded anew, one in use goes on as it is. None
-                for the tier as it is loaded or, where it is not, with its own.
+            kv_type: How keys and values shall be stored, as `fit` said: an idle tier with others is
+                loaded anew, one in use goes on as it is. None for any that it has, or its own.
             timeout_s: How long to wait for loads by other threads.
 
         Raises:
@@ -337,12 +336,14 @@ class Pool:
         events = self._room.make(tier, n_ctx, need, cap)
         with self._changed:
             own = self._room.entries.get(tier.name)
-            anew = own is not None and not own.holders and own.tier.kv_type != kind
-            if own is not None and anew:
-                del self._room.entries[tier.name]  # at once, lest somebody lease it
-            elif own is not None:  # held meanwhile, so that nobody unloads it
+            other = own is not None and own.tier.kv_type != kind
+            if own is not None and not other:  # held meanwhile, so that nobody unloads it
                 own.holders.append(0)
-        if own is not None and not anew:
+            elif own is not None and not own.holders:
+                del self._room.entries[tier.name]  # at once, lest somebody lease it
+            elif own is not None:  # somebody uses it by now
+                return self._load(tier, n_ctx, expected, cap, own.tier.kv_type)
+        if own is not None and not other:
             slots = self._room.most_slots(own, tier, n_ctx, own.tier.engine.slots, cap)
             return self._enlarge(own, tier, n_ctx, slots, expected, events)
         if own is not None:
@@ -351,10 +352,10 @@ class Pool:
         loaded = LoadedTier(
             usable_file(self.family, tier),
             n_ctx=n_ctx,
-            threads=self._threads,
+            threads=self.threads,
             kv_type=kind,
             host=self._room.host,
-            drafter=self._room.drafter(tier, self._threads),
+            drafter=self._room.drafter(tier, self.threads),
         )
         events.append(f"loaded {tier.name} in {loaded.load_s:.1f} s ({megabytes(need)})")
         log.info(events[-1])

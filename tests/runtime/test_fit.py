@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from family_factory import TierSpec, make_family
@@ -166,6 +167,25 @@ def test_a_tier_in_use_is_left_as_it_is(open_pool: Open, family: Family, machine
             assert other.tier is held.tier and other.tier.kv_type == "f16"
         assert held.tier.reply(CALL).usage.completion_tokens > 0
     assert pool.fit("only", LONG, machine()).ok
+
+
+def test_a_tier_that_is_taken_while_room_is_made(
+    open_pool: Open, family: Family, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = open_pool()
+    used(pool, machine)
+    make, others = pool._room.make, []
+
+    def make_and_lease(*asked: Any) -> list[str]:
+        events = make(*asked)
+        others.append(pool.acquire("only", context_tokens=10))
+        return events
+
+    monkeypatch.setattr(pool._room, "make", make_and_lease)
+    with pool.acquire("only", context_tokens=LONG, kv_type="q8_0") as lease:
+        assert lease.tier is others[0].tier and lease.tier.kv_type == "f16"
+        assert not lease.cold and pool.resident()["only"].leases == 2
+    others[0].release()
 
 
 def test_a_cap_of_one_call_may_narrow_what_is_loaded(
