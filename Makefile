@@ -14,8 +14,9 @@ LINKED := $(VENV)/.linked-$(MODULES)
 
 demo: $(LINKED)
 	$(BIN)/python examples/01_build_family.py
-	$(BIN)/python examples/02_route_calls.py
-	$(BIN)/python examples/03_langchain_agent.py
+	$(BIN)/python examples/02_calibrate.py
+	$(BIN)/python examples/03_route_calls.py
+	$(BIN)/python examples/04_langchain_agent.py
 
 test: $(LINKED)
 	$(BIN)/python -m pytest
@@ -34,7 +35,6 @@ bench: $(LINKED)
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/contexts.py
 	$(BIN)/python benchmarks/compression.py
-	$(BIN)/python examples/01_build_family.py
 	$(BIN)/python benchmarks/routing.py
 
 $(VENV)/bin/python:

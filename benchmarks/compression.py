@@ -5,7 +5,7 @@
     allocation_kld_ratio   compression_allocation.py  searched mix against llama.cpp's types
     quality_tier_*         compression_retained.py    the distilled tier nearest to the base
     fast_tier_*            compression_retained.py    the quickest tier
-    case_study             examples/04_text_classification.py
+    case_study             examples/05_text_classification.py
 
 python benchmarks/compression.py [--family DIR] [--only NAME...] [--json FILE] [--work DIR]
 
@@ -37,7 +37,7 @@ PARTS = {
     "export": ("benchmarks/compression_export.py",),
     "allocation": ("benchmarks/compression_allocation.py",),
     "retained": ("benchmarks/compression_retained.py",),
-    "case_study": ("examples/04_text_classification.py",),
+    "case_study": ("examples/05_text_classification.py",),
 }
 
 

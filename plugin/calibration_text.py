@@ -46,3 +46,26 @@ def mean_prices(found: Calibration) -> dict[float, Price]:
     if not len(found.judged.groups):
         return {}
     return {quality: found.price(Budget(mean_quality=quality)) for quality in MEAN_QUALITIES}
+
+
+def in_words(found: Calibration | None) -> str:
+    """What a family's calls are routed by, in a few sentences."""
+    if found is None:
+        return (
+            "Not calibrated: calls are routed by what was measured when the family was built. "
+            "tierwise calibrate asks its tiers."
+        )
+    asked = f"Calibrated on {sum(found.suites.values())} calls"
+    if found.verdict.route:
+        return (
+            f"{asked}: route. Each call goes by what was learned of its kind, because "
+            f"{found.verdict.reason}."
+        )
+    right = ", ".join(
+        f"{name} {mean:.0%}" for name, mean in zip(found.tiers, found.means.tolist(), strict=True)
+    )
+    return (
+        f"{asked}: do not route, because {found.verdict.reason}. A tier's chance is the share of "
+        f"all of them that it answered rightly ({right}), so that the tier that will do is the "
+        "same for every call, as long as it fits."
+    )

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "04_text_classification.py"
+EXAMPLE = Path(__file__).parents[1] / "examples" / "05_text_classification.py"
 HEADER = "Category\tText\nd\tstring\nclass\t\n"
 
 

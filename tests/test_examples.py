@@ -6,16 +6,21 @@ import importlib.util
 import json
 import os
 import py_compile
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from calibration_factory import by_kind, calibrated
 from family_factory import TierSpec, make_family
 from langchain_core.tools import BaseTool
 from tiny_models import CHATML, write_scripted_gguf
+
+from tierwise.routing.calibration_store import save_calibration
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NUMBERED = sorted(EXAMPLES.glob("0*.py"))
@@ -93,27 +98,60 @@ def tiers(folder: Path, script: str | dict[str, str], *, context: int = 4096) ->
 def test_routing_is_explained(tmp_path: Path) -> None:
     script = written("get_weather", city="Paris")
     family = make_family(tmp_path / "family", tiers(tmp_path, script, context=8192))
-    shown = run("02_route_calls.py", str(family.folder), cwd=tmp_path)
+    shown = run("03_route_calls.py", str(family.folder), cwd=tmp_path)
+    assert shown.startswith("Not calibrated: ")
     assert shown.count("→ ") >= 4
     assert '{"name": "get_weather", "arguments": {"city": "Paris"}}' in shown
 
 
-@pytest.mark.usefixtures("one_core")
-def test_an_agent_under_budgets(tmp_path: Path) -> None:
-    """The tiers know of one request only; "84" is in the tool's result."""
-    script = {
-        "": "I do not know.",
-        "Calculate": written("calculate", expression="12 * 7"),
-        "84": "That is what it comes to.",
-    }
-    family = make_family(tmp_path / "family", tiers(tmp_path, script))
-    shown = run("03_langchain_agent.py", str(family.folder), cwd=tmp_path)
+ONE_REQUEST = {
+    "": "I do not know.",
+    "Calculate": written("calculate", expression="12 * 7"),
+    "84": "That is what it comes to.",
+}
+"""Of a tier that knows of one request of the example only; "84" is in the tool's result."""
+
+
+def agent_runs(shown: str) -> list[str]:
+    """What the example agent printed of each of its runs, which must have gone well."""
     runs = shown.split("\n== ")[1:]
     assert len(runs) == 3
     for one in runs:
         assert "12 * 7" in one and "84" in one and "That is what it comes to." in one
         assert "gave up" not in one
-    assert "[large]" in runs[-1] and "[small]" not in runs[-1]
+    return runs
+
+
+@pytest.mark.usefixtures("one_core")
+def test_a_family_is_calibrated_once_and_its_agent_goes_by_that(tmp_path: Path) -> None:
+    """The tiers answer alike, so that there is nothing to route by."""
+    family = make_family(tmp_path / "family", tiers(tmp_path, ONE_REQUEST, context=8192))
+    first = run("02_calibrate.py", str(family.folder), "12", cwd=tmp_path)
+    assert "✓ Asking every tier" in first
+    assert "12 calls that every tier answered: 12 of tools-12-0" in first
+    verdict = next(line for line in first.splitlines() if line.startswith("Calibrated on"))
+    assert verdict.startswith("Calibrated on 12 calls: do not route, because only ")
+    again = run("02_calibrate.py", str(family.folder), "12", cwd=tmp_path)
+    assert "Asking" not in again and verdict in again
+    shown = run("04_langchain_agent.py", str(family.folder), cwd=tmp_path)
+    assert shown.startswith(verdict)
+    for budget in agent_runs(shown)[:2]:
+        reasons = [line for line in budget.splitlines() if "reach the quality floor" in line]
+        assert reasons and "[small]" in budget and "[large]" not in budget
+
+
+@pytest.mark.usefixtures("one_core")
+def test_an_agent_over_tiers_that_differ(tmp_path: Path) -> None:
+    """By its calibration the small tier fails at what is hard, and hello is not."""
+    small, large = tiers(tmp_path, ONE_REQUEST)
+    slower = replace(large, prefill=2.5e4, decode=2.5e3)
+    family = make_family(tmp_path / "family", [small, slower])
+    save_calibration(family.folder, calibrated(family, by_kind))
+    shown = run("04_langchain_agent.py", str(family.folder), cwd=tmp_path)
+    assert shown.startswith("Calibrated on 640 calls: route. Each call goes by what was learned")
+    always = agent_runs(shown)[-1]
+    assert "[large]" in always and "[small]" not in always
+    assert re.search(r"\n +(small|large) is the quickest of \d that reach the quality floor", shown)
 
 
 # --- the agent's tools ------------------------------------------------------------------

@@ -1,9 +1,10 @@
-"""A LangChain agent with four real tools, routed over a family under two budgets.
+"""A LangChain agent with four real tools, routed over a calibrated family under two budgets.
 
-Every model call prints which tier answered, why, what was predicted and what it took. At the
-end the two budgets are held against always using the best tier.
+First comes what the calibration found: whether calls are routed, or the tier that will do is the
+same for all of them. Every model call prints which tier answered, why, what was predicted and what
+it took. At the end the two budgets are held against always using the best tier.
 
-    python examples/03_langchain_agent.py [FAMILY]
+    python examples/04_langchain_agent.py [FAMILY]
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from langchain_core.messages import AIMessage, ToolMessage
 from langgraph.errors import GraphRecursionError
 
 from tierwise import Budget, ChatTierwise, Family
+from tierwise.plugin.calibration_text import in_words
+from tierwise.routing.calibration_store import calibration_of
 
 REQUESTS = [
     # (the request, a text that a right answer rests on: in a tool's result or in the reply)
@@ -51,9 +54,9 @@ class Score:
 
 def main() -> None:
     family = Family.load(sys.argv[1] if len(sys.argv) > 1 else "families/smollm2")
-    best = min(
-        family.tiers, key=lambda t: t.quality.divergence.kl_mean if t.quality.divergence else 1.0
-    )
+    print(in_words(calibration_of(family)))
+    with ChatTierwise(family=str(family.folder)) as model:
+        best = model.router.tiers[-1]  # as calibration ranks them
     smallest = min(tier.bytes for tier in family.tiers)
     ample = Budget(quality=0.95)
     tight = Budget(memory=int(smallest * 2.3), seconds_per_call=1.5, quality=0.7)

