@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from build_tools import Recorder
 from family_factory import TierSpec, make_family
 from gguf_writer import CHATML
+from report_factory import make_distillation
 from tiny_models import write_tiny_checkpoint, write_tiny_gguf
 
 from tierwise.compression.dequantize import checkpoint_of
@@ -16,14 +18,20 @@ from tierwise.compression.distillation.transcripts import conversation_from
 from tierwise.compression.export import export_gguf
 from tierwise.compression.precision.header import read_header
 from tierwise.compression.quantize import quantize
-from tierwise.compression.retrain import RetrainConfig, Retrained, retrain_tier, teacher_of
+from tierwise.compression.retrain import (
+    RetrainConfig,
+    Retrained,
+    measured_quality,
+    retrain_tier,
+    teacher_of,
+)
 from tierwise.compression.source import resolve_base
 from tierwise.compression.stages import Stages
 from tierwise.compression.swap import WORK
 from tierwise.runtime.chat import Call, Message, Reply, Tool, ToolCall
 from tierwise.runtime.chat_template import taught_tools
 from tierwise.runtime.errors import ConfigError, UnsupportedModelError
-from tierwise.runtime.family import Family
+from tierwise.runtime.family import Family, Quality
 from tierwise.runtime.files import sha256_of
 from tierwise.runtime.llama import Model
 
@@ -170,6 +178,36 @@ def test_a_base_with_another_tokenizer_cannot_teach(tmp_path: Path) -> None:
     strange = family.model_copy(update={"base": family.base.model_copy(update=record)})
     with pytest.raises(UnsupportedModelError, match="another tokenizer"):
         retrained(strange)
+
+
+def test_quality_is_measured_on_what_it_was_measured_on(tmp_path: Path) -> None:
+    base = write_tiny_gguf(tmp_path / "base.gguf", layers=3, context=1024)
+    for kind in ("Q4_0", "Q8_0"):
+        quantize(base, tmp_path / f"{kind}.gguf", kind, threads=1)
+    specs = [
+        TierSpec("small", tmp_path / "Q4_0.gguf", kl=0.1, success={"easy": 0.5}, n=5),
+        TierSpec("plain", base),
+    ]
+    family = make_family(tmp_path / "family", specs)
+    found = Retrained(
+        tmp_path / "Q8_0.gguf",
+        family.tier("small"),
+        make_distillation(),
+        resolve_base(str(base)),
+        1,
+    )
+
+    def measured(name: str, made: Retrained) -> Quality:
+        stages = Stages(family.folder / WORK)
+        return measured_quality(family, family.tier(name), made, stages, Recorder(), threads=1)
+
+    quality = measured("small", found)
+    assert quality.tools is not None and quality.tools.overall.n == 5 == len(quality.samples)
+    assert quality.divergence is not None and quality.divergence.tokens > 3_500
+    assert 0 < quality.divergence.kl_mean < 0.1
+    away = measured("small", replace(found, base=None))
+    assert away.divergence is None and away.tools == quality.tools
+    assert measured("plain", found).tools is None  # nobody asked it before
 
 
 # --- transcripts of which the last answer is right ------------------------------------------------
