@@ -164,7 +164,7 @@ class Router:
             success[remote.name] = best if remote.success is None else remote.success
         if budget.guarantee is None:  # a promise was tested on chances as they were learned
             success = self.adaptation.corrected(success)
-        budget, note = self._granted(budget, resources)
+        budget, priced = self._granted(budget, resources)
         resident = self.pool.resident()
         made = Forecaster(self.pool, self.cost, call, prompts, budget, resources)
         forecasts = [
@@ -180,7 +180,7 @@ class Router:
         else:
             current = self._current.get(_conversation(call))
             name, reason, forecasts_ = self._policy(forecasts, budget, current)
-            reason = f"{reason}; {note}" if note else reason
+            reason = f"{reason}; {priced}" if priced else reason
         prompt = prompts[self.family.member(name).taught_tools]
         return Decision(
             name, reason, difficulty, len(prompt), tuple(forecasts_), prompt=prompt, call=trimmed
@@ -203,7 +203,7 @@ class Router:
                 "tierwise calibrate, or leave it out."
             )
         if budget.guarantee is None:
-            price = self.calibration.price(budget, [tier.name for tier in self.tiers])
+            price = self.calibration.price(budget, [one.name for one in self.members])
             return budget.model_copy(update={"price_per_second": price.per_second}), price.reason
         quality = None
         if self.calibration.verdict.route:  # else chances are not those that it was tested on
