@@ -94,8 +94,8 @@ class Budget(BaseModel):
         prices = [name for name in _PRICES if getattr(self, name)]
         if len(means) == 2 or (means and prices):
             raise ConfigError(
-                f"a budget with {means[0]} cannot have {(means[1:] + prices)[0]}: either is a "
-                "price of a second. Leave one out."
+                f"a budget with {means[0]} cannot have {(means[1:] + prices)[0]}: an average sets "
+                "all prices by itself. Leave one out."
             )
         if self.guarantee is not None and (means or prices):
             raise ConfigError(

@@ -179,7 +179,7 @@ class Router:
             success.setdefault(remote.name, guess)  # a calibration knows better
         if budget.guarantee is None:  # a promise was tested on chances as they were learned
             success = self.adaptation.corrected(success)
-        budget, note = self._granted(budget, resources)
+        budget, priced = self._granted(budget, resources)
         resident = self.pool.resident()
         made = Forecaster(self.pool, self.cost, call, prompts, budget, resources, difficulty)
         forecasts = [
@@ -198,7 +198,7 @@ class Router:
         else:
             current = self._current.get(_conversation(call))
             name, reason, forecasts_ = (policy or self._policy)(forecasts, budget, current)
-            reason = f"{reason}; {note}" if note else reason
+            reason = f"{reason}; {priced}" if priced else reason
         unusual = next(one.note for one in forecasts_ if one.tier == name)
         reason = f"{reason}, {unusual}" if unusual else reason
         taught = {one.name: one.taught_tools for one in members}
@@ -224,7 +224,7 @@ class Router:
                 "tierwise calibrate, or leave it out."
             )
         if budget.guarantee is None:
-            price = self.calibration.price(budget, [tier.name for tier in self.tiers])
+            price = self.calibration.price(budget, [one.name for one in self.members])
             return budget.model_copy(update={"price_per_second": price.per_second}), price.reason
         quality = None
         if self.calibration.verdict.route:  # else chances are not those that it was tested on
