@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -263,12 +264,20 @@ def _give_way() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
+def _end_with(parent: int) -> None:
+    """Ends this process once the one that started it is gone, whatever it does then."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
 def main() -> None:
     """Makes what is ordered and prints one JSON object: a key, or why there is none."""
     parser = argparse.ArgumentParser(prog="tierwise.compression.variant")
     parser.add_argument("order", help="a Wanted in JSON")
     wanted = Wanted.model_validate_json(parser.parse_args().order)
     _give_way()
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
         variant, why = make_variant(wanted)
     except TierwiseError as error:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from calibration_factory import made_calibration
 from engine_calls import wait_until
@@ -356,6 +360,34 @@ def test_what_is_made_is_stopped_in_the_middle(family: Family) -> None:
     thread.join()
     assert found == [None]
     assert not list((family.folder / FOLDER).iterdir())
+
+
+def test_what_is_made_does_not_outlive_a_process_that_is_killed(family: Family) -> None:
+    wanted = Wanted(
+        folder=str(family.folder),
+        parent=family.tier("large"),
+        context_tokens=2048,
+        most_bytes=scarce(family),
+        threads=1,
+    )
+    code = (
+        "import sys, threading\n"
+        "from tierwise.compression.derive import derive\n"
+        "from tierwise.runtime.variants import Wanted\n"
+        "derive(Wanted.model_validate_json(sys.argv[1]), threading.Event())"
+    )
+    folder = family.folder / FOLDER
+    with subprocess.Popen([sys.executable, "-c", code, wanted.model_dump_json()]) as server:
+        wait_until(lambda: any(folder.glob(".work-*")))
+        (work,) = folder.glob(".work-*")
+        maker = psutil.Process(int(work.name.removeprefix(".work-")))
+        maker.suspend()  # else it might be done before
+        server.kill()
+    time.sleep(1.5)  # it looks every second, and so it does as soon as it goes on
+    maker.resume()
+    gone, _ = psutil.wait_procs([maker], timeout=30)
+    assert gone == [maker]
+    assert list(VariantStore(family).usable()) == []
 
 
 def test_promises_are_not_given_with_variants(
