@@ -55,8 +55,9 @@ _LOOKUP_PRIOR = (0.0, 0.0, 0.0, 0.6, 0.7, 0.75, 0.8, 0.8, 0.8, 0.85, 0.85, 0.85,
 
 _TIER_PRIOR = (0.85,)
 
-_HINT_PRIOR = (0.85, 0.85, 0.85, 0.85, 0.9, 0.9, 0.9, 0.9, 0.95, 0.95, 0.95, 0.95, 0.97)
-"""By how many tokens reply and hint have in common just before."""
+_HINT_PRIOR = (0.95, 0.95, 0.95, 0.95, 0.8, 0.9, 0.9, 0.9, 0.95, 0.95, 0.95, 0.95, 0.93)
+"""By how many tokens reply and hint have in common just before. Wrong tool calls of SmolLM2-135M
+as Q4_0, hints for Q4_1: .98 to 1 at first, .7 where the tool is chosen, .93 after 12 tokens."""
 
 
 class StepCosts:

@@ -29,6 +29,7 @@ from tierwise.routing.calibration_store import (
     load_calibration,
     save_calibration,
 )
+from tierwise.routing.estimators_prior import StructuralPrior
 from tierwise.routing.features import call_features
 from tierwise.routing.labelled import labelled
 from tierwise.routing.router import Router
@@ -38,6 +39,7 @@ from tierwise.runtime.family import Family
 from tierwise.runtime.message_json import call_to_json
 from tierwise.runtime.pool import Pool
 from tierwise.runtime.profile import family_profiles
+from tierwise.runtime.remote_tier import RemoteTier
 
 
 @pytest.fixture
@@ -179,6 +181,47 @@ def test_the_worse_tier_by_outcomes_comes_first_whatever_its_divergence(family: 
         router = Router(family, pool, probe=lambda: PLENTY, calibration=found)
         assert [tier.name for tier in router.tiers] == ["large", "small"]
         assert router.better_than("large") == (family.tier("small"),)
+
+
+def test_a_tier_on_another_machine_is_learned_like_any_other(family: Family) -> None:
+    """It alone can do what is hard, and nothing else."""
+    remote = RemoteTier(name="far", url="http://127.0.0.1:9/v1", model="m", success=0.2)
+    changed = family.model_copy(update={"remotes": (remote,)})
+    changed.save(family.folder)
+    family = Family.load(family.folder)
+    fill(family, lambda hard, chance: (not hard, not hard and chance < 0.9))
+    with OutcomeStore(family.folder / "outcomes.sqlite") as store:
+        small = list(store.outcomes([family.tier("small").sha256]))
+        told = {"tier": remote.sha256, "seconds": 0.07, "prompt_tokens": 5, "margins": ()}
+        far = [{**_fields(one), **told, "passed": int(one.task) % 2 == 1} for one in small]
+        store.add([], [TierOutcome(**fields) for fields in far])
+        tiers = (*family.tiers, remote)
+        data = labelled(store, tiers, family_profiles(family))
+    assert data.spent[:, 2] == pytest.approx(np.full(640, 0.07))
+    alone = call_features(data.calls[0], range(30))
+    assert np.array_equal(data.x[0], alone)  # by this machine's prompts, not by the server's count
+    found = fit_calibration(data, family, tiers)
+    assert found.verdict.route and found.tiers == ("small", "large", "far")
+    easy, hard = (found.success(ask(h), range(30)) for h in (False, True))
+    assert easy["far"] < 0.3 and hard["far"] > 0.7
+    assert found.after("far", 0.5, ()) is None  # a server does not say how sure it was
+    save_calibration(family.folder, found)
+    known = calibration_of(family)
+    assert known is not None and calibration_json(known) == calibration_json(found)
+    assert calibration_of(family.model_copy(update={"remotes": ()})) is None
+    prior = StructuralPrior.of(family, ["small", "far"]).chances
+    assert (prior[:, 1] == 0.2).all()
+    unsaid = remote.model_copy(update={"success": None})
+    best = StructuralPrior.of(
+        family.model_copy(update={"remotes": (unsaid,)}), ["small", "large", "far"]
+    ).chances
+    assert np.array_equal(best[:, 2], best[:, 1])
+    with Pool(family, probe=lambda: PLENTY, threads=1) as pool:
+        router = Router(family, pool, probe=lambda: PLENTY, calibration=known)
+        decision = router.decide(ask(True))
+        assert {f.tier: f.success for f in decision.forecasts} == pytest.approx(hard, abs=0.1)
+        assert decision.tier == "far", decision.table()
+        assert router.decide(ask(False)).tier == "small"
 
 
 def test_a_floor_that_cannot_be(family: Family) -> None:
