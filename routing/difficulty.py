@@ -12,7 +12,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from tierwise.runtime.chat import Call, Message
+from tierwise.runtime.chat import Call, JSONObject, Message
+from tierwise.runtime.latest import Latest
 
 GRADE_AT = {"easy": 1 / 6, "medium": 3 / 6, "hard": 5 / 6}
 """Where the suite's grades lie on the scale."""
@@ -43,13 +44,13 @@ def structural_difficulty(call: Call) -> float:
     Each term is cut to 0..1.
     """
     recent = _since_last_user(call.messages)
-    schemas = [tool.parameters for tool in call.usable_tools]
+    schemas = tuple(tool.parameters for tool in call.usable_tools)
     if call.response_schema is not None and not call.must_call:
-        schemas.append(call.response_schema)
+        schemas = (*schemas, call.response_schema)
     request = next((m.content for m in reversed(call.messages) if m.role == "user"), "")
     terms = (
         (0.30, math.log2(1 + len(call.usable_tools)) / 3),
-        (0.30, math.log2(1 + max(map(_leaves, schemas), default=0)) / 3),
+        (0.30, math.log2(1 + _widest(schemas)) / 3),
         (0.20, math.log10(max(20, len(request)) / 20) / 2),
         (0.10, sum(m.role == "tool" for m in recent) / 4),
         (0.10, sum(m.tool_failed for m in recent) / 2),
@@ -82,3 +83,11 @@ def _leaves(schema: Any) -> int:
             count += sum(map(_leaves, part)) if isinstance(part, list | tuple) else _leaves(part)
     is_value = schema.get("type") not in ("object", "array", None) or "enum" in schema
     return count + (1 if is_value else 0)
+
+
+def _most_leaves(schemas: tuple[JSONObject, ...]) -> int:
+    return max(map(_leaves, schemas), default=0)
+
+
+_widest = Latest(_most_leaves)
+"""Agents offer the same tools call after call."""

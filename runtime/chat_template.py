@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 from jinja2.exceptions import SecurityError
@@ -29,6 +30,7 @@ from tierwise.runtime.template_messages import (
     without_system,
 )
 from tierwise.runtime.template_sandbox import Sandbox
+from tierwise.runtime.template_turns import TurnTemplate
 from tierwise.runtime.tool_format import (
     JSON_LINES,
     MISTRAL_FORMATS,
@@ -97,6 +99,7 @@ class ChatTemplate:
         self._demonstrates = demonstrates
         self._sandbox = Sandbox()
         self._template = self._sandbox.template(source)
+        self._turns = TurnTemplate.of(self._sandbox, source)
         self._tool_template = self._sandbox.template(tool_source) if tool_source else self._template
         self._tokens = {"bos_token": bos, "eos_token": eos}
         self._data = Latest(_tool_data)
@@ -148,22 +151,21 @@ class ChatTemplate:
         """
         messages = with_system(self._shaped(call), self._instructions(call))
         tools = call.shown_tools if self.tool_format.native else ()
-        attempts = [without_system(messages)]
+        shapes: list[Callable[[Sequence[Message]], list[Message]]] = [without_system]
         if self._has_system:
-            attempts.insert(0, messages)
-        attempts = [*attempts[:1], *map(alternating, attempts)]
-        for attempt, turns in enumerate(attempts):
+            shapes.insert(0, list)
+        reason: Exception | None = None
+        for turns in chain((shapes[0](messages),), (alternating(s(messages)) for s in shapes)):
             try:
                 return self._render(turns, tools)
             except SecurityError as error:
                 raise _refused(error) from error
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - templates are foreign code
                 # Perhaps it wants strict alternation, or no system role in this place.
-                if attempt == len(attempts) - 1:
-                    raise UnsupportedModelError(
-                        f"the model's chat template refuses this conversation: {error}"
-                    ) from error
-        raise AssertionError("there is always an attempt")
+                reason = error
+        raise UnsupportedModelError(
+            f"the model's chat template refuses this conversation: {reason}"
+        ) from reason
 
     def _shaped(self, call: Call) -> list[Message]:
         """The messages in the shape that the template takes."""
@@ -217,10 +219,10 @@ class ChatTemplate:
             turns, data = _phi(turns, data), None
         has_calls = any("tool_calls" in turn for turn in turns)
         template = self._tool_template if tools or has_calls else self._template
-        return self._sandbox.run(
-            template,
-            {"messages": turns, "tools": data, "add_generation_prompt": True, **self._tokens},
-        )
+        known = {"messages": turns, "tools": data, "add_generation_prompt": True, **self._tokens}
+        if self._turns is not None and template is self._template:
+            return self._turns.render(known)
+        return self._sandbox.run(template, known)
 
     # --- What the template tells of the model -----------------------------------------------------
 

@@ -30,7 +30,7 @@ from tierwise.runtime.generation import GenerationRequest
 from tierwise.runtime.grammar import GrammarCompiler
 from tierwise.runtime.job import Job
 from tierwise.runtime.llama import Model
-from tierwise.runtime.prefix_cache import HostCache
+from tierwise.runtime.prefix_cache import HostCache, ids_of
 from tierwise.runtime.scheduler import OUTPUTS, REPLIES, SEQUENCES, Scheduler
 from tierwise.runtime.stream import GenerationStream, forked_error
 
@@ -216,7 +216,7 @@ class Engine:
 
     def cached_prefix(self, prompt: tuple[int, ...]) -> int:
         """Tokens at the start of ``prompt`` that this engine would not have to prefill."""
-        return self._scheduler.cache.longest(np.array(prompt, dtype=np.int32))
+        return self._scheduler.cache.longest(ids_of(prompt))
 
     def grow_soon(self, n_ctx: int, slots: int | None = None) -> Future[None]:
         """Goes on in a context of at least ``n_ctx`` tokens, from the end of the step that runs.

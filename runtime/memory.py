@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from stat import S_ISREG
 
 from tierwise.runtime.context import Context, KVType, keeps_apart
 from tierwise.runtime.errors import ModelNotFoundError
@@ -87,15 +88,18 @@ def predict_memory(
         ModelNotFoundError, DamagedModelError, UnsupportedModelError: The file cannot be loaded,
             or not with that ``kv_type``.
     """
-    if not path.is_file():
+    stat = None
+    with suppress(OSError):
+        stat = path.stat()
+    if stat is None or not S_ISREG(stat.st_mode):
         raise ModelNotFoundError(f"there is no model file {str(path)!r}")
-    stat = path.stat()
-    return _predict(path, n_ctx, kv_type, slots, outputs, stat.st_size, stat.st_mtime_ns)
+    # By its name: a path takes longer to look up, and every decision asks for every tier.
+    return _predict(str(path), n_ctx, kv_type, slots, outputs, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=256)
 def _predict(
-    path: Path,
+    name: str,
     n_ctx: int,
     kv_type: KVType,
     slots: int,
@@ -103,6 +107,7 @@ def _predict(
     _size: int,
     _mtime_ns: int,
 ) -> MemoryNeed:
+    path = Path(name)
     with Model(path, no_alloc=True) as model, ExitStack() as stack:
         apart = keeps_apart(model)
         sequences = slots if apart else SEQUENCES

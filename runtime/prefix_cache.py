@@ -309,3 +309,19 @@ def shared(held: Ids, wanted: Ids) -> int:
     differs = held[:size] != wanted[:size]
     first = int(differs.argmax())
     return first if differs[first] else size
+
+
+_latest: tuple[tuple[int, ...], Ids] = (), np.empty(0, np.int32)
+
+
+def ids_of(prompt: tuple[int, ...]) -> Ids:
+    """A prompt as an array, not to be written to. That of the latest one is kept: a decision asks
+    every loaded tier about the same prompt, and thousands of numbers take longer to copy than to
+    compare."""
+    global _latest
+    known, ids = _latest
+    if known is not prompt:
+        ids = np.array(prompt, np.int32)
+        ids.flags.writeable = False
+        _latest = prompt, ids
+    return ids

@@ -14,6 +14,9 @@ from tierwise.runtime.llama import Model
 REMEMBERED_TOKENS = 1 << 18
 """Of all pieces together; about 40 bytes each."""
 
+REMEMBERED_PROMPTS = 8
+"""Beginnings of the latest prompts that are kept in one piece."""
+
 _KINDS = (lib.LLAMA_VOCAB_TYPE_BPE, lib.LLAMA_VOCAB_TYPE_SPM)
 _SPECIAL = (
     lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_USER_DEFINED | lib.LLAMA_TOKEN_ATTR_UNKNOWN
@@ -26,8 +29,10 @@ class PromptTokenizer:
     llama.cpp takes the special tokens out of a text first, the longest first
     (``tokenizer_st_partition`` in ``llama-vocab.cpp``), and tokenizes what is left between
     them piece by piece. So a text may be cut before each special token that no other reaches
-    into (`_cuts`), and the tokens of every piece be remembered. Vocabularies without such a
-    token, and kinds other than BPE and SentencePiece, are tokenized whole.
+    into (`_cuts`), and the tokens of every piece be remembered, and those of all pieces but the
+    last of the latest prompts: of a conversation that goes on, only the end is looked at.
+    Vocabularies without such a token, and kinds other than BPE and SentencePiece, are tokenized
+    whole.
 
     Safe to use from many threads. The model must stay open.
     """
@@ -38,6 +43,7 @@ class PromptTokenizer:
         self._pattern: re.Pattern[bytes] | None = None
         self._pieces: OrderedDict[bytes, tuple[int, ...]] = OrderedDict()
         self._held = 0
+        self._begun: tuple[tuple[bytes, tuple[int, ...]], ...] = ()
 
     def __call__(self, text: str) -> tuple[int, ...]:
         """The tokens of a prompt that was rendered by the chat template.
@@ -50,10 +56,27 @@ class PromptTokenizer:
                 alternatives = b"|".join(map(re.escape, _cuts(self._model)))
                 self._pattern = re.compile(alternatives or b"(?!)")
             raw = text.encode("utf-8", errors="replace")
-            starts = [match.start() for match in self._pattern.finditer(raw)]
-            bounds = (0, *starts, len(raw))
+            begun, known = self._beginning(raw, self._pattern)
+            starts = [match.start() for match in self._pattern.finditer(raw, len(begun))]
+            bounds = (len(begun), *starts, len(raw))
             pieces = [self._tokens(raw[a:b]) for a, b in pairwise(bounds) if a < b]
-            return tuple(chain.from_iterable(pieces))
+            if not starts:
+                return known + tuple(chain.from_iterable(pieces))
+            whole = known + tuple(chain.from_iterable(pieces[:-1]))
+            longer = raw[: starts[-1]], whole
+            rest = [one for one in self._begun if one[0] not in (begun, longer[0])]
+            self._begun = (longer, *rest[: REMEMBERED_PROMPTS - 1])
+            return whole + pieces[-1]
+
+    def _beginning(self, raw: bytes, cuts: re.Pattern[bytes]) -> tuple[bytes, tuple[int, ...]]:
+        """The longest beginning of a prompt, up to a cut, that one of the latest had, and its
+        tokens."""
+        found: tuple[bytes, tuple[int, ...]] = (b"", ())
+        for begun, tokens in self._begun:
+            longer = len(begun) > len(found[0]) and raw.startswith(begun)
+            if longer and cuts.match(raw, len(begun)):
+                found = begun, tokens
+        return found
 
     def _tokens(self, piece: bytes) -> tuple[int, ...]:
         known = self._pieces.get(piece)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime
 from typing import Any, NoReturn
 
@@ -102,6 +102,13 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
             return self.from_string(metered(self.parse(source)))
         except Exception as error:  # sources nested too deeply fail in many ways
             raise UnsupportedModelError(f"the model's chat template is broken: {error}") from error
+
+    def part(self, body: Sequence[jinja2.nodes.Node]) -> jinja2.Template:
+        """Compiles a part of a template, which `template` took as a whole."""
+        tree = jinja2.nodes.Template(list(body), lineno=1)
+        tree.set_environment(self)
+        self._meter.refill()
+        return self.from_string(metered(tree))
 
     def run(self, template: jinja2.Template, variables: Mapping[str, Any]) -> str:
         """Renders with a full meter. Raises whatever the template makes go wrong."""

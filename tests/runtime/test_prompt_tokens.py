@@ -179,6 +179,20 @@ def test_random_texts_give_the_tokens_of_the_whole(models: dict[str, Model], nam
         assert tokenizer(text) == tuple(model.tokenize(text)), text
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_texts_that_go_on_and_part_give_the_tokens_of_the_whole(
+    models: dict[str, Model], name: str
+) -> None:
+    """Conversations that share beginnings, which are not looked at again."""
+    model, rng, text = models[name], random.Random(4), ""
+    tokenizer = PromptTokenizer(model)
+    for more in random_texts(model, rng, 600):
+        if rng.random() < 0.3:
+            text = text[: rng.randrange(len(text) + 1)]
+        text = f"{text}{more}" if len(text) < 2000 else more
+        assert tokenizer(text) == tuple(model.tokenize(text)), text
+
+
 @pytest.mark.parametrize(
     ("name", "cuts"),
     [
@@ -241,6 +255,28 @@ def test_a_longer_conversation_tokenizes_its_end_only(counting: Counting) -> Non
     assert counting.asked == ()
     tokenizer(chat(6))
     assert counting.asked == (f"{START}user\nhello 5",)
+
+
+class Noting(PromptTokenizer):
+    """One that notes which pieces it looked at."""
+
+    looked = 0
+
+    def _tokens(self, piece: bytes) -> tuple[int, ...]:
+        self.looked += 1
+        return super()._tokens(piece)
+
+
+def test_a_longer_conversation_is_looked_at_from_where_it_goes_on(counting: Counting) -> None:
+    tokenizer = Noting(counting)
+    for turns, pieces in ((50, 101), (50, 1), (51, 3), (20, 41), (51, 1), (52, 3)):
+        tokenizer.looked = 0
+        assert tokenizer(chat(turns)) == tuple(Model.tokenize(counting, chat(turns)))
+        assert tokenizer.looked == pieces
+    others = [f"{START}user\n{number}{END}\n{START}assistant\n" for number in range(20)]
+    for other in others:
+        tokenizer(other)
+    assert len(tokenizer._begun) == prompt_tokens.REMEMBERED_PROMPTS
 
 
 def test_what_was_used_last_is_remembered_longest(
