@@ -242,7 +242,8 @@ class Router:
                 profile = profile_of(tier, parent, self.cost.profiles[parent.name])
                 self.cost.profiles = {**self.cost.profiles, tier.name: profile}
                 expected = self._expected(self._success(USUAL_DIFFICULTY), USUAL_DIFFICULTY)
-                self.tiers = self._variants.place(tier, self.tiers, expected)
+                self.members = self._variants.place(tier, self.members, expected)
+                self.tiers = tuple(one for one in self.members if isinstance(one, Tier))
 
     def _expected(self, success: Mapping[str, float], difficulty: float) -> dict[str, float]:
         """Chances of success by tier: of all calls where that is known, else of this one."""

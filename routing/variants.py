@@ -27,6 +27,7 @@ from tierwise.runtime.errors import TierwiseError
 from tierwise.runtime.family import Family, Tier
 from tierwise.runtime.fit import rounded_context
 from tierwise.runtime.profile import Profile, estimated_profile, load_profile
+from tierwise.runtime.remote_tier import RemoteTier
 from tierwise.runtime.units import show_bytes
 from tierwise.runtime.variants import Variant, VariantStore, Wanted
 
@@ -157,15 +158,18 @@ class Variants:
         }
 
     def place(
-        self, tier: Tier, tiers: Sequence[Tier], expected: Mapping[str, float]
-    ) -> tuple[Tier, ...]:
-        """``tiers`` with a variant among them: before the first that is likelier to be right."""
+        self, tier: Tier, members: Sequence[Tier | RemoteTier], expected: Mapping[str, float]
+    ) -> tuple[Tier | RemoteTier, ...]:
+        """``members`` with a variant among them: before the first that is likelier to be right, as
+        remote ones are of which nothing is expected."""
         own, parent = expected[tier.name], self._parents[self._known[tier.name].parent_sha256]
-        at = next(
-            (i for i, t in enumerate(tiers) if t.name == parent or expected[t.name] > own),
-            len(tiers),
+        better = (
+            at
+            for at, one in enumerate(members)
+            if one.name == parent or expected.get(one.name, 1.0) > own
         )
-        return (*tiers[:at], tier, *tiers[at:])
+        at = next(better, len(members))
+        return (*members[:at], tier, *members[at:])
 
     def seen(
         self,
