@@ -11,8 +11,9 @@ import json
 import os
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any, Self
 
 from tierwise.runtime.chat import Call, Message, Reply, ToolCall, Usage
@@ -64,6 +65,7 @@ class RemoteClient:
         self._failures = 0
         self._again_at = 0.0
         self._why = ""
+        self._connections: tuple[Any, Any] | None = None
 
     def out_of_reach(self) -> str:
         """Why it should not be asked now, in English; "" if it may."""
@@ -88,7 +90,35 @@ class RemoteClient:
             RemoteError: The environment variable of the key is not set.
         """
         del prompt, hint
-        return RemoteReply(self, call, _runnable(self.tier, call))
+        _key(self.tier)
+        return RemoteReply(self, call)
+
+    def model(self, call: Call) -> Any:
+        """langchain-openai's model for a call, over connections that all calls share.
+
+        Its own ones would be kept for every timeout that a call ever had.
+        """
+        return _runnable(self.tier, call, *self._shared())
+
+    @asynccontextmanager
+    async def amodel(self, call: Call) -> AsyncIterator[Any]:
+        """`model` for a coroutine, with a connection of its own: one that was opened in another
+        event loop is of no use in this."""
+        from openai import DefaultAsyncHttpxClient
+
+        async with DefaultAsyncHttpxClient() as own:
+            yield _runnable(self.tier, call, self._shared()[0], own)
+
+    def _shared(self) -> tuple[Any, Any]:
+        """Connections for calls that wait, and some for coroutines, of which none is opened."""
+        from openai import DefaultAsyncHttpxClient, DefaultHttpxClient
+
+        with self._lock:
+            if self._connections is None:
+                http = DefaultHttpxClient()
+                weakref.finalize(self, http.close)
+                self._connections = http, DefaultAsyncHttpxClient()
+            return self._connections
 
     def failed(self, error: Exception) -> RemoteError:
         """The error for callers; the server is left alone for a while."""
@@ -143,8 +173,8 @@ class RemoteLease:
 class RemoteReply:
     """A reply as it comes, in the form of `ReplyStream`."""
 
-    def __init__(self, client: RemoteClient, call: Call, runnable: Any) -> None:
-        self._client, self._call, self._runnable = client, call, runnable
+    def __init__(self, client: RemoteClient, call: Call) -> None:
+        self._client, self._call = client, call
         self._messages = [_message(message) for message in call.messages]
         self._began = time.perf_counter()
         self._first_s: float | None = None
@@ -154,7 +184,7 @@ class RemoteReply:
 
     def __iter__(self) -> Iterator[Piece]:
         with self._failures_told():
-            self._chunks = self._runnable.stream(self._messages)
+            self._chunks = self._client.model(self._call).stream(self._messages)
             for chunk in self._chunks:
                 if piece := self._take(chunk):
                     yield piece
@@ -162,7 +192,10 @@ class RemoteReply:
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
         with self._failures_told():
-            async with aclosing(self._runnable.astream(self._messages)) as chunks:
+            async with (
+                self._client.amodel(self._call) as model,
+                aclosing(model.astream(self._messages)) as chunks,
+            ):
                 async for chunk in chunks:
                     if piece := self._take(chunk):
                         yield piece
@@ -245,10 +278,14 @@ class RemoteReply:
         self._client.answered()
 
 
-def _runnable(tier: RemoteTier, call: Call) -> Any:
-    """The model with the call's options and tools."""
+def _key(tier: RemoteTier) -> str:
+    """What the tier's server wants to be told.
+
+    Raises:
+        MissingExtraError, RemoteError: As `RemoteClient.stream`.
+    """
     try:
-        from langchain_openai import ChatOpenAI
+        import langchain_openai  # noqa: F401 - whether it is there
     except ImportError as error:
         raise MissingExtraError(
             f"remote tier {tier.name!r} is asked through langchain-openai, which is not installed: "
@@ -260,11 +297,20 @@ def _runnable(tier: RemoteTier, call: Call) -> Any:
             f"remote tier {tier.name!r} needs its key in the environment variable "
             f"{tier.api_key_env}, which is not set"
         )
+    return key
+
+
+def _runnable(tier: RemoteTier, call: Call, http: Any, async_http: Any) -> Any:
+    """The model with the call's options and tools, over these connections."""
+    from langchain_openai import ChatOpenAI
+
     timeout = tier.timeout_s if call.timeout_s is None else min(tier.timeout_s, call.timeout_s)
     model: Any = ChatOpenAI(
         model=tier.model,
         base_url=tier.url,
-        api_key=key,  # type: ignore[arg-type]
+        api_key=_key(tier),  # type: ignore[arg-type]
+        http_client=http,
+        http_async_client=async_http,
         timeout=timeout,
         max_retries=0,  # another tier is asked instead
         stream_usage=True,
