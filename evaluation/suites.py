@@ -18,9 +18,6 @@ from tierwise.runtime.errors import ConfigError
 from tierwise.runtime.files import sha256_of
 
 DEFAULT_TASKS = 240
-MENU = 6
-"""Generated tasks in a row that share system message and tools."""
-
 OWN_SEED = 1_000
 """Added to the seed of generated tasks, so that they are not those that builds measure on."""
 
@@ -41,11 +38,13 @@ class Suite:
 
 
 def _tools(seed: int, limit: int | None) -> Suite:
-    count = limit or DEFAULT_TASKS
+    """Each task with tools of its own: what is learned of some is told of others in earnest.
+
+    More of them begin with the same ones, so that nothing is asked twice.
+    """
     # Students may have been taught on the other split.
-    tasks = generate_tasks(count, seed=OWN_SEED + seed, split="test", menu=MENU)
-    groups = [f"menu-{number // MENU}" for number in range(count)]
-    return _shuffled(f"tools-{count}-{seed}", tasks, groups, seed)
+    tasks = generate_tasks(limit or DEFAULT_TASKS, seed=OWN_SEED + seed, split="test")
+    return _shuffled(f"tools-{seed}", tasks, [task.id for task in tasks], seed)
 
 
 def _bfcl(category: Category) -> Callable[[int, int | None], Suite]:

@@ -128,7 +128,7 @@ def test_a_family_is_calibrated_once_and_its_agent_goes_by_that(tmp_path: Path) 
     family = make_family(tmp_path / "family", tiers(tmp_path, ONE_REQUEST, context=8192))
     first = run("02_calibrate.py", str(family.folder), "12", cwd=tmp_path)
     assert "✓ Asking every tier" in first
-    assert "12 calls that every tier answered: 12 of tools-12-0" in first
+    assert "12 calls that every tier answered: 12 of tools-0" in first
     verdict = next(line for line in first.splitlines() if line.startswith("Calibrated on"))
     assert verdict.startswith("Calibrated on 12 calls: do not route, because only ")
     again = run("02_calibrate.py", str(family.folder), "12", cwd=tmp_path)

@@ -15,6 +15,9 @@ from tierwise.evaluation.collect import BLOCK, TIMED, collect_outcomes
 from tierwise.evaluation.outcomes import COLUMNS, OUTCOMES, KnownTask, OutcomeStore, TierOutcome
 from tierwise.evaluation.own_prompts import read_prompts
 from tierwise.evaluation.suites import Suite, load_suite, own_suite
+from tierwise.routing.calibration import FEWEST_TO_LEARN
+from tierwise.routing.splits import split
+from tierwise.routing.verdict import FEWEST
 from tierwise.runtime.errors import CalibrationError, ConfigError, DiskFullError
 from tierwise.runtime.family import Family
 from tierwise.runtime.message_json import call_from_json
@@ -168,8 +171,21 @@ def test_damaged_and_newer_files_are_refused(tmp_path: Path) -> None:
 
 def test_suites_by_name() -> None:
     tools = load_suite("tools:24")
-    assert len(tools.tasks) == 24 and len(set(tools.groups)) == 4
+    assert len(tools.tasks) == len(set(tools.groups)) == 24
     assert tools == load_suite("tools:24") and tools.name != load_suite("tools:24", seed=1).name
+    more = load_suite("tools:40")  # what was asked counts there too
+    assert more.name == tools.name and all(task in more.tasks for task in tools.tasks)
+
+
+def test_the_default_is_enough_to_decide_for_routing() -> None:
+    """Tasks to learn from, and others to judge by, by the sizes that calibration wants."""
+    found = load_suite("tools")
+    parts = split(list(found.groups))
+    assert len({found.groups[row] for row in parts.fit}) >= FEWEST_TO_LEARN
+    assert len({found.groups[row] for row in parts.test}) >= FEWEST
+
+
+def test_suites_that_are_not_there() -> None:
     for name in ("nothing", "tools:none", "tools:0"):
         with pytest.raises(ConfigError):
             load_suite(name)
