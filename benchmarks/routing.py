@@ -37,8 +37,9 @@ from tierwise.routing.calibration_store import save_calibration
 from tierwise.routing.features import call_features
 from tierwise.routing.labelled import Labelled
 from tierwise.routing.router import Router
-from tierwise.runtime.family import Base, Lineage, Tier
+from tierwise.runtime.family import Base, Tier
 from tierwise.runtime.files import sha256_of
+from tierwise.runtime.lineage import Lineage
 from tierwise.runtime.llama import Model
 from tierwise.runtime.profile import Profile, machine_fingerprint, save_profile
 

@@ -21,8 +21,9 @@ from tierwise.evaluation.tasks import menu_of
 from tierwise.evaluation.texts import demonstration_tokens
 from tierwise.runtime.chat_template import ChatTemplate
 from tierwise.runtime.errors import ConfigError, ModelNotFoundError, UnsupportedModelError
-from tierwise.runtime.family import Family, Lineage, Quality, Tier
+from tierwise.runtime.family import Family, Quality, Tier
 from tierwise.runtime.files import FileHashes, link_or_copy
+from tierwise.runtime.lineage import Lineage
 from tierwise.runtime.llama import Model
 from tierwise.runtime.profile import family_profiles
 from tierwise.runtime.resources import probe

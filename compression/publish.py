@@ -15,8 +15,9 @@ from tierwise.compression.report.write import write_report
 from tierwise.compression.stages import Stages
 from tierwise.compression.tier_source import TierSource
 from tierwise.runtime.errors import FamilyError
-from tierwise.runtime.family import MANIFEST, Base, Family, Lineage, Quality, Tier
+from tierwise.runtime.family import MANIFEST, Base, Family, Quality, Tier
 from tierwise.runtime.files import link_or_copy
+from tierwise.runtime.lineage import Lineage
 from tierwise.runtime.llama import Model
 from tierwise.runtime.profile import family_profiles
 

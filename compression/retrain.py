@@ -40,8 +40,9 @@ from tierwise.evaluation.texts import demonstration_tokens
 from tierwise.runtime.chat import Call, Message, Reply
 from tierwise.runtime.chat_template import taught_tools
 from tierwise.runtime.errors import ConfigError, TierwiseError, UnsupportedModelError
-from tierwise.runtime.family import Distillation, Family, Quality, Tier
+from tierwise.runtime.family import Family, Quality, Tier
 from tierwise.runtime.files import FileHashes, write_atomically
+from tierwise.runtime.lineage import Distillation
 from tierwise.runtime.llama import Model
 from tierwise.runtime.message_json import call_to_json, message_to_json
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tierwise.evaluation.texts import demonstration_tokens
-from tierwise.runtime.family import Distillation
 from tierwise.runtime.files import FileHashes
+from tierwise.runtime.lineage import Distillation
 from tierwise.runtime.llama import Model
 
 if TYPE_CHECKING:

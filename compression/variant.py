@@ -37,8 +37,9 @@ from tierwise.evaluation.texts import chat_documents, take_tokens
 from tierwise.runtime.chat_template import ChatTemplate
 from tierwise.runtime.cpu_load import SHORTEST_S, OthersLoad
 from tierwise.runtime.errors import BuildError, OutOfMemoryError, TierwiseError
-from tierwise.runtime.family import Family, Lineage, Quality, Tier
+from tierwise.runtime.family import Family, Quality, Tier
 from tierwise.runtime.files import sha256_of
+from tierwise.runtime.lineage import Lineage
 from tierwise.runtime.llama import Model
 from tierwise.runtime.memory import predict_memory
 from tierwise.runtime.profile import estimated_profile, load_profile, save_profile, utc_now

@@ -46,7 +46,8 @@ from tierwise.routing.logged_calls import (
     make_syllabus,
     right_calls,
 )
-from tierwise.runtime.family import Family, Learning, Tier
+from tierwise.runtime.family import Family, Tier
+from tierwise.runtime.lineage import Learning
 from tierwise.runtime.message_json import (
     call_from_json,
     call_to_json,

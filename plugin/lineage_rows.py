@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tierwise.runtime.family import Distillation, Family, Tier
+from tierwise.runtime.family import Family, Tier
+from tierwise.runtime.lineage import Distillation
 
 UNKNOWN = "–"
 

@@ -8,7 +8,6 @@ out of reach for a while, and its calls go to other tiers.
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 import weakref
@@ -18,15 +17,14 @@ from typing import Any, Self
 
 from tierwise.runtime.chat import Call, Message, Reply, ToolCall, Usage
 from tierwise.runtime.errors import (
-    MissingExtraError,
     RemoteError,
     RemoteReplyError,
     ThrottledError,
 )
 from tierwise.runtime.profile import Profile, load_profile, machine_fingerprint, utc_now
+from tierwise.runtime.remote_model import as_protocol, key_of, model_of
 from tierwise.runtime.remote_tier import RemoteTier
 from tierwise.runtime.reply_parser import Piece
-from tierwise.runtime.template_messages import as_openai
 
 LONGEST_BREAK_S = 60.0
 """After many failures in a row a server is left alone for so long between two calls."""
@@ -90,7 +88,7 @@ class RemoteClient:
             RemoteError: The environment variable of the key is not set.
         """
         del prompt, hint
-        _key(self.tier)
+        key_of(self.tier)
         return RemoteReply(self, call)
 
     def model(self, call: Call) -> Any:
@@ -98,7 +96,7 @@ class RemoteClient:
 
         Its own ones would be kept for every timeout that a call ever had.
         """
-        return _runnable(self.tier, call, *self._shared())
+        return model_of(self.tier, call, *self._shared())
 
     @asynccontextmanager
     async def amodel(self, call: Call) -> AsyncIterator[Any]:
@@ -107,7 +105,7 @@ class RemoteClient:
         from openai import DefaultAsyncHttpxClient
 
         async with DefaultAsyncHttpxClient() as own:
-            yield _runnable(self.tier, call, self._shared()[0], own)
+            yield model_of(self.tier, call, self._shared()[0], own)
 
     def _shared(self) -> tuple[Any, Any]:
         """Connections for calls that wait, and some for coroutines, of which none is opened."""
@@ -175,7 +173,7 @@ class RemoteReply:
 
     def __init__(self, client: RemoteClient, call: Call) -> None:
         self._client, self._call = client, call
-        self._messages = [_message(message) for message in call.messages]
+        self._messages = [as_protocol(message) for message in call.messages]
         self._began = time.perf_counter()
         self._first_s: float | None = None
         self._whole: Any = None
@@ -276,72 +274,6 @@ class RemoteReply:
             ),
         )
         self._client.answered()
-
-
-def _key(tier: RemoteTier) -> str:
-    """What the tier's server wants to be told.
-
-    Raises:
-        MissingExtraError, RemoteError: As `RemoteClient.stream`.
-    """
-    try:
-        import langchain_openai  # noqa: F401 - whether it is there
-    except ImportError as error:
-        raise MissingExtraError(
-            f"remote tier {tier.name!r} is asked through langchain-openai, which is not installed: "
-            "pip install 'tierwise[remote]'"
-        ) from error
-    key = os.environ.get(tier.api_key_env, "") if tier.api_key_env else "none"
-    if not key:
-        raise RemoteError(
-            f"remote tier {tier.name!r} needs its key in the environment variable "
-            f"{tier.api_key_env}, which is not set"
-        )
-    return key
-
-
-def _runnable(tier: RemoteTier, call: Call, http: Any, async_http: Any) -> Any:
-    """The model with the call's options and tools, over these connections."""
-    from langchain_openai import ChatOpenAI
-
-    timeout = tier.timeout_s if call.timeout_s is None else min(tier.timeout_s, call.timeout_s)
-    model: Any = ChatOpenAI(
-        model=tier.model,
-        base_url=tier.url,
-        api_key=_key(tier),  # type: ignore[arg-type]
-        http_client=http,
-        http_async_client=async_http,
-        timeout=timeout,
-        max_retries=0,  # another tier is asked instead
-        stream_usage=True,
-        temperature=call.sampling.temperature,
-        top_p=call.sampling.top_p if call.sampling.temperature else None,
-        seed=call.sampling.seed,
-        max_completion_tokens=call.max_tokens,
-        stop_sequences=list(call.stop) or None,
-    )
-    if call.usable_tools:
-        choice = call.tool_choice if call.tool_choice != "auto" else None
-        options = {} if choice is None else {"tool_choice": choice}
-        tools = [tool.to_openai() for tool in call.usable_tools]
-        return model.bind_tools(tools, parallel_tool_calls=call.parallel_tool_calls, **options)
-    if call.response_schema is not None:
-        schema = {"name": "reply", "schema": dict(call.response_schema)}
-        form: dict[str, Any] = {"type": "json_object"}
-        if call.response_schema:
-            form = {"type": "json_schema", "json_schema": schema}
-        return model.bind(response_format=form)
-    return model
-
-
-def _message(message: Message) -> dict[str, Any]:
-    """As the protocol has it: arguments of calls are text."""
-    out = as_openai(message)
-    out.pop("reasoning_content", None)
-    for call in out.get("tool_calls", ()):
-        function = call["function"]
-        function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
-    return out
 
 
 def _tool_call(chunk: Any) -> ToolCall:

@@ -12,16 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tierwise.evaluation.tasks import SUITE_NAME, wilson_interval
-from tierwise.runtime.family import (
-    Base,
-    Divergence,
-    Family,
-    Lineage,
-    Quality,
-    SuiteResult,
-    Tier,
-)
+from tierwise.runtime.family import Base, Divergence, Family, Quality, SuiteResult, Tier
 from tierwise.runtime.files import sha256_of
+from tierwise.runtime.lineage import Lineage
 from tierwise.runtime.llama import Model
 from tierwise.runtime.profile import Profile, machine_fingerprint, save_profile
 

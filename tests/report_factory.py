@@ -13,16 +13,8 @@ from family_factory import TierSpec, make_family, make_quality
 from tierwise.compression.quantize import quantize
 from tierwise.compression.report.tried import Tried
 from tierwise.evaluation.tasks import wilson_interval
-from tierwise.runtime.family import (
-    CurvePoint,
-    Distillation,
-    Divergence,
-    Family,
-    Lineage,
-    Quality,
-    Sample,
-    Tier,
-)
+from tierwise.runtime.family import Divergence, Family, Quality, Sample, Tier
+from tierwise.runtime.lineage import CurvePoint, Distillation, Lineage
 
 PRUNED = (2, 3)
 """Layers that the two small tiers are without."""

@@ -29,8 +29,8 @@ from tierwise.compression.export import export_gguf
 from tierwise.compression.reporting import Reporter
 from tierwise.compression.source import BaseSource
 from tierwise.compression.stages import Stages, content_key
-from tierwise.runtime.family import Distillation
 from tierwise.runtime.files import FileHashes, write_atomically
+from tierwise.runtime.lineage import Distillation
 from tierwise.runtime.record import Record
 
 PRUNED = "pruned"

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from tierwise.compression.distillation.config import DistillConfig, StudentRecipe
-from tierwise.runtime.family import CurvePoint
+from tierwise.runtime.lineage import CurvePoint
 
 TASK, RESULT = "task.json", "result.json"
 DOCUMENTS = "documents.safetensors"

@@ -31,7 +31,7 @@ from tierwise.compression.distillation.teacher import Teacher, head_of
 from tierwise.compression.distillation.training_state import load_state, save_state
 from tierwise.compression.reporting import Progress
 from tierwise.runtime.errors import BuildError
-from tierwise.runtime.family import CurvePoint
+from tierwise.runtime.lineage import CurvePoint
 
 CLIP = 1.0
 EVALUATIONS = 12

@@ -10,7 +10,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from tierwise.runtime.family import Base, Estimate, Lineage, Tier
+from tierwise.runtime.family import Base, Estimate, Tier
+from tierwise.runtime.lineage import Lineage
 
 _HUB_ID = re.compile(r"([\w-][\w.-]*/[\w.-]+?)(?:@[\w./-]+)?(?::[^:\\]+\.gguf)?")
 

@@ -9,7 +9,8 @@ from tierwise.compression.report.text import (
     size_text,
     span_text,
 )
-from tierwise.runtime.family import Base, Distillation, Lineage, Tier
+from tierwise.runtime.family import Base, Tier
+from tierwise.runtime.lineage import Distillation, Lineage
 
 Facts = list[tuple[str, str]]
 """Labels and values."""

@@ -11,7 +11,8 @@ from tierwise.compression.report.axes import linear_scale, log_scale, spread_sca
 from tierwise.compression.report.curves import Curve, draw_curves
 from tierwise.compression.report.svg import Mark, mark_of
 from tierwise.compression.report.text import count_text, nats_text
-from tierwise.runtime.family import CurvePoint, Distillation, Family
+from tierwise.runtime.family import Family
+from tierwise.runtime.lineage import CurvePoint, Distillation
 
 _TABLE_ROWS = 12
 

@@ -8,7 +8,8 @@ import pytest
 
 from tierwise.compression.precision.kv import KVAdvice, advise_kv
 from tierwise.evaluation.tasks import wilson_interval
-from tierwise.runtime.family import Divergence, Lineage, Quality, Tier
+from tierwise.runtime.family import Divergence, Quality, Tier
+from tierwise.runtime.lineage import Lineage
 from tierwise.runtime.profile import KVSpeed, Profile, machine_fingerprint, utc_now
 
 CONTEXT = 8192

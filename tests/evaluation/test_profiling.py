@@ -19,8 +19,9 @@ from tierwise.runtime.errors import (
     ModelNotFoundError,
     UnsupportedModelError,
 )
-from tierwise.runtime.family import Base, Family, Lineage, Tier
+from tierwise.runtime.family import Base, Family, Tier
 from tierwise.runtime.files import sha256_of
+from tierwise.runtime.lineage import Lineage
 from tierwise.runtime.memory import predict_memory
 from tierwise.runtime.profile import (
     Profile,

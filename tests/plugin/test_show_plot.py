@@ -16,7 +16,8 @@ from report_factory import make_distillation
 from tierwise.compression.report.write import REPORT, open_report
 from tierwise.plugin.lineage_rows import lineage_json, lineage_rows
 from tierwise.plugin.rendering import family_json
-from tierwise.runtime.family import Family, Lineage
+from tierwise.runtime.family import Family
+from tierwise.runtime.lineage import Lineage
 
 needs_sh = pytest.mark.skipif(sys.platform == "win32", reason="the browser is a shell script")
 

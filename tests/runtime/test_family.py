@@ -26,11 +26,11 @@ from tierwise.runtime.family import (
     Divergence,
     Estimate,
     Family,
-    Lineage,
     Quality,
     SuiteResult,
     Tier,
 )
+from tierwise.runtime.lineage import Lineage
 
 CONTENT = {"q4": b"four" * 100, "q8": b"eight" * 200}
 

@@ -33,10 +33,11 @@ from tierwise.runtime.errors import (
     OutOfMemoryError,
     UnsupportedModelError,
 )
-from tierwise.runtime.family import Base, Family, Lineage, Tier
+from tierwise.runtime.family import Base, Family, Tier
 from tierwise.runtime.files import sha256_of
 from tierwise.runtime.fit import rounded_context
 from tierwise.runtime.lease import megabytes
+from tierwise.runtime.lineage import Lineage
 from tierwise.runtime.loaded_tier import LoadedTier
 from tierwise.runtime.memory import predict_memory
 from tierwise.runtime.pool import Pool
