@@ -23,7 +23,7 @@ from tierwise.routing.estimators_prior import StructuralPrior
 from tierwise.routing.features import PLAIN_SPEC, FeatureSpec, call_features
 from tierwise.routing.isotonic import Reliability, TierCurves, reliability
 from tierwise.routing.labelled import Labelled
-from tierwise.routing.metrics import Sweep
+from tierwise.routing.metrics import Curve, Sweep
 from tierwise.routing.representation import Floats
 from tierwise.routing.risk import Guarantee, guarantee
 from tierwise.routing.signals import Signals
@@ -39,6 +39,9 @@ FEWEST_TO_LEARN = 40
 """Different groups to learn from; with fewer, the structural prior is taken."""
 
 Member = TypeVar("Member", bound=Tier | RemoteTier)
+
+_NO_DATA = "structural_prior"
+"""The estimator that learns nothing."""
 
 _PRIOR_REPLIES = 4.0
 """That a tier's mean counts for beside what verification found."""
@@ -185,12 +188,14 @@ def fit_calibration(
     names = [tier.name for tier in tiers]
     parts = parts_of(data, seed)
     estimators = _estimators(family, names)
-    areas = _areas(data, parts.fit, estimators, seed)
-    name = max(areas, key=lambda one: -1.0 if np.isnan(areas[one]) else areas[one])
+    curves_of = _cross_validated(data, parts.fit, estimators, seed)
+    # By height, as the dearest tier may be no better than the cheapest; of equals the first.
+    name = max(curves_of, key=lambda one: round(curves_of[one].height(), 9), default=_NO_DATA)
+    areas = {one: curve.area() for one, curve in curves_of.items()} or {name: float("nan")}
     predictor = estimators[name].fit(data.x[parts.fit], data.y[parts.fit])
     curves = signals = None
     rows = parts.calibrate
-    if name != "structural_prior" and len(rows):
+    if name != _NO_DATA and len(rows):
         before = predictor.predict(data.x[rows])
         curves = TierCurves.fit(before, data.y[rows])
         # A curve knows these outcomes already, but has few steps to tell them by.
@@ -256,23 +261,21 @@ def parts_of(data: Labelled, seed: int) -> Split:
 def _estimators(family: Family, names: Sequence[str]) -> dict[str, Estimator]:
     hashed = PLAIN_SPEC.hashed
     return {
-        "structural_prior": StructuralPrior.of(family, names),
+        _NO_DATA: StructuralPrior.of(family, names),
         "ridge_gain": RidgeGain(hashed),
         "logistic": Logistic(hashed),
         "guarded_knn": GuardedKNN(hashed),
     }
 
 
-def _areas(
+def _cross_validated(
     data: Labelled, rows: NDArray[np.intp], estimators: Mapping[str, Estimator], seed: int
-) -> dict[str, float]:
-    """Area under the curve of quality over cost, by cross-validation; of equals the first.
-
-    The prior alone, where there is too little to learn from.
-    """
+) -> dict[str, Curve]:
+    """The curve of quality over cost of every estimator; none where there is too little to learn
+    from."""
     groups = [data.groups[row] for row in rows]
     if len(set(groups)) < FEWEST_TO_LEARN:
-        return {"structural_prior": float("nan")}
+        return {}
     strata = [tuple(row) for row in data.y[rows].tolist()]
     inner = folds(groups, FOLDS, strata, seed=seed)
     cost = np.sort(data.spent[rows].mean(axis=0))
@@ -285,5 +288,5 @@ def _areas(
             rest = np.setdiff1d(np.arange(len(rows)), test)
             fitted = estimator.fit(data.x[rows[rest]], data.y[rows[rest]])
             predicted[test] = fitted.predict(data.x[rows[test]])
-        found[name] = Sweep(predicted, data.y[rows], cost).curve().area()
+        found[name] = Sweep(predicted, data.y[rows], cost).curve()
     return found

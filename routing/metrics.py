@@ -49,6 +49,14 @@ class Curve:
         cost, quality = self._between_ends()
         return float(np.sum(np.diff(cost) * (quality[1:] + quality[:-1]) / 2))
 
+    def height(self) -> float:
+        """Mean quality over all costs between the ends. On the same calls it ranks routers as
+        `area` does, and is defined where the dearest tier is no better than the cheapest, too."""
+        wide = float(self.cost[-1] - self.cost[0])
+        if wide <= 0:
+            return float(self.quality[-1])
+        return float(np.sum(np.diff(self.cost) * (self.quality[1:] + self.quality[:-1])) / 2 / wide)
+
     def share_for(self, recovered: float) -> float:
         """The smallest share of the gap in cost at which so much is recovered (CPT); NaN if there
         is no gap."""

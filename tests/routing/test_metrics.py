@@ -150,6 +150,22 @@ def test_tiers_may_come_in_any_order() -> None:
     )
 
 
+def test_heights_rank_as_areas_do_and_need_no_gap() -> None:
+    rng = np.random.default_rng(4)
+    y = (rng.random((60, 3)) < (0.3, 0.5, 0.7)).astype(float)
+    curves = [Sweep(rng.random((60, 3)), y, np.array([1.0, 2.0, 4.0])).curve() for _ in range(6)]
+    areas, heights = [c.area() for c in curves], [c.height() for c in curves]
+    assert np.argsort(areas).tolist() == np.argsort(heights).tolist() and len(set(heights)) == 6
+    # The middle tier alone is right, and who knows that is above who does not.
+    y = np.tile([0.0, 1.0, 0.0], (8, 1))
+    knows, other = (
+        Sweep(np.tile(predicted, (8, 1)), y, np.array([1.0, 2.0, 3.0])).curve()
+        for predicted in ([0.1, 0.9, 0.2], [0.1, 0.2, 0.9])
+    )
+    assert math.isnan(knows.area()) and math.isnan(other.area())
+    assert knows.height() == pytest.approx(0.5) and other.height() == pytest.approx(0.0)
+
+
 def test_a_middle_tier_that_is_as_good_as_the_dearest_is_worth_its_area() -> None:
     y = np.tile([0.0, 1.0, 1.0], (10, 1))
     curve = Sweep(y, y, np.array([0.0, 1.0, 10.0])).curve()
