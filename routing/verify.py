@@ -28,6 +28,13 @@ LOOP_LENGTH, LOOP_TAIL = 160, 320
 the longer a table is, the better it deflates."""
 
 
+FAILURES = 2
+"""Of a tool in a row, after which calling it again is no plan."""
+
+IN_COMMON = 2
+"""Words that a request and a tool must have in common for a refusal to be doubted."""
+
+
 def says_something(call: Call, reply: Reply) -> str | None:
     """An empty reply, or none of the calls that were demanded."""
     if call.must_call and not reply.tool_calls:
@@ -83,10 +90,40 @@ def does_not_loop(call: Call, reply: Reply) -> str | None:
 
 def is_new(call: Call, reply: Reply) -> str | None:
     """A tool call that was made already since the last user turn, with the same arguments."""
-    done = _calls_since_last_user(call.messages)
+    done = [one for message in _since_last_user(call.messages) for one in message.tool_calls]
     for wanted in reply.tool_calls:
         if any(_same(wanted, earlier) for earlier in done):
             return f"{wanted.name} was called with the same arguments already"
+    return None
+
+
+def is_no_lost_cause(call: Call, reply: Reply) -> str | None:
+    """A tool that is called once more, though its last calls since the user spoke all failed."""
+    failed: dict[str, int] = {}
+    for message in _since_last_user(call.messages):
+        if message.role == "tool":
+            before = failed.get(message.tool_name, 0)
+            failed[message.tool_name] = before + 1 if message.tool_failed else 0
+    for wanted in reply.tool_calls:
+        if (times := failed.get(wanted.name, 0)) >= FAILURES:
+            return f"{wanted.name} was called again, which has failed {times} times in a row"
+    return None
+
+
+def does_not_refuse(call: Call, reply: Reply) -> str | None:
+    """Words that it cannot be done, though a tool is offered that the request speaks of.
+
+    Speaks of: they have so many words in common as `IN_COMMON` says. English refusals only.
+    """
+    if reply.tool_calls or not call.usable_tools or not _REFUSAL.search(reply.text):
+        return None
+    if not call.messages or call.messages[-1].role != "user":
+        return None
+    asked = _content_words(call.messages[-1].content)
+    for tool in call.usable_tools:
+        about = _content_words(f"{tool.name.replace('_', ' ')} {tool.description}")
+        if len(asked & about) >= IN_COMMON:
+            return f"it says that it cannot, though there is {tool.name}"
     return None
 
 
@@ -121,6 +158,8 @@ CHECKS: dict[str, Verifier] = {
     "is_callable": is_callable,
     "does_not_loop": does_not_loop,
     "is_new": is_new,
+    "is_no_lost_cause": is_no_lost_cause,
+    "does_not_refuse": does_not_refuse,
     "is_grounded": is_grounded,
 }
 """All checks, in the order in which they are made."""
@@ -135,17 +174,30 @@ def verify(call: Call, reply: Reply, checks: Sequence[Verifier] = tuple(CHECKS.v
     return ""
 
 
-def _calls_since_last_user(messages: Sequence[Message]) -> list[ToolCall]:
-    calls: list[ToolCall] = []
-    for message in reversed(messages):
-        if message.role == "user":
-            break
-        calls.extend(message.tool_calls)
-    return calls
+def _since_last_user(messages: Sequence[Message]) -> Sequence[Message]:
+    for at in range(len(messages) - 1, -1, -1):
+        if messages[at].role == "user":
+            return messages[at + 1 :]
+    return messages
 
 
 def _same(a: ToolCall, b: ToolCall) -> bool:
     return a.name == b.name and dict(a.arguments) == dict(b.arguments)
+
+
+_REFUSAL = re.compile(
+    r"\b(?:I|we)(?: am|'m|’m)? (?:can ?not|can['’]t|not able to|unable to|could ?n['o’]t"
+    r"|do(?:n['’]t| not) have (?:access|the ability|a (?:tool|function|way)))"
+    r"|\bas an AI\b|\bno (?:tool|function)\b",
+    re.IGNORECASE,
+)
+_SHORT = 4
+"""Letters of a word that says something; shorter ones are mostly grammar."""
+
+
+def _content_words(text: str) -> set[str]:
+    """Words of some length, without an s at their end."""
+    return {word.removesuffix("s") for word in _words(text) if len(word) >= _SHORT}
 
 
 # Scripts without spaces, and Korean, whose words carry endings: each letter counts as a word.

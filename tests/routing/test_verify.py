@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,9 +13,11 @@ from tierwise.evaluation.task_generator import generate_tasks
 from tierwise.routing.verify import (
     CHECKS,
     does_not_loop,
+    does_not_refuse,
     is_callable,
     is_grounded,
     is_new,
+    is_no_lost_cause,
     is_whole,
     says_something,
     verify,
@@ -406,3 +409,75 @@ def test_right_answers_seldom_look_wrong(seed: int) -> None:
     alarms = [problem for task in tasks if (problem := verify(task.call, task.expected))]
     assert len(alarms) <= 0.06 * len(tasks), alarms
     assert all(problem.endswith("is nowhere in the conversation") for problem in alarms)
+
+
+# --- is_no_lost_cause -------------------------------------------------------------------
+
+
+def told(name: str, *, failed: bool) -> tuple[Message, Message]:
+    """A call and what came of it."""
+    call = Message("assistant", tool_calls=(ToolCall(name, {"at": "here"}),))
+    return call, Message("tool", "Oh.", tool_name=name, tool_failed=failed)
+
+
+def test_a_tool_that_keeps_failing_is_no_plan() -> None:
+    twice = asked("hi", *told("look_up", failed=True), *told("look_up", failed=True))
+    problem = "look_up was called again, which has failed 2 times in a row"
+    assert is_no_lost_cause(twice, calling(at="there")) == problem
+    assert verify(twice, calling(at="there")) == problem
+    assert is_no_lost_cause(twice, calling("other")) is None
+    assert is_no_lost_cause(twice, Reply("It does not work.")) is None
+
+
+def test_failures_that_are_over_do_not_count() -> None:
+    bad, good = told("look_up", failed=True), told("look_up", failed=False)
+    for said in ((*bad,), (*bad, *good, *bad), (*bad, *told("other", failed=True))):
+        assert is_no_lost_cause(asked("hi", *said), calling(at="there")) is None
+    again = asked("hi", *bad, *bad, Message("user", "Once more, please."))
+    assert is_no_lost_cause(again, calling(at="there")) is None
+
+
+# --- does_not_refuse --------------------------------------------------------------------
+
+FORECAST = Tool("get_weather", "Forecasts the weather in a city.", {"type": "object"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, I cannot tell you that.",
+        "I can't check forecasts.",
+        "I am unable to do this.",
+        "I don't have access to live data.",
+        "As an AI, I know nothing of today.",
+        "There is no tool for that.",
+    ],
+)
+def test_a_refusal_where_there_is_a_tool(text: str) -> None:
+    call = asked("Any weather forecasts for the city of Oslo?", tools=(ANY, FORECAST))
+    assert does_not_refuse(call, Reply(text)) == (
+        "it says that it cannot, though there is get_weather"
+    )
+    assert does_not_refuse(asked("Tell me a joke.", tools=(FORECAST,)), Reply(text)) is None
+    assert does_not_refuse(replace(call, tools=()), Reply(text)) is None
+    answered = call.with_messages(*told("get_weather", failed=True))
+    assert does_not_refuse(answered, Reply(text)) is None
+
+
+def test_what_is_no_refusal() -> None:
+    call = asked("What is the weather in the city of Oslo?", tools=(FORECAST,))
+    for text in ("It is mild in Oslo.", "You cannot go wrong with an umbrella there."):
+        assert does_not_refuse(call, Reply(text)) is None
+    assert does_not_refuse(call, calling("get_weather")) is None
+
+
+def test_refusals_of_generated_tasks() -> None:
+    """Of refusals where a tool fits, a good part is found; of right ones, few are doubted."""
+    found: dict[bool, list[bool]] = {True: [], False: []}
+    for task in generate_tasks(600, seed=3, split="test"):
+        right = task.kind == "no_tool_fits"
+        if task.call.usable_tools and task.grade != "easy":
+            reply = task.expected if right else Reply("I'm sorry, I cannot do that.")
+            found[right].append(does_not_refuse(task.call, reply) is not None)
+    wrong, right_ones = (sum(found[key]) / len(found[key]) for key in (False, True))
+    assert wrong > 0.25 and right_ones < 0.06
