@@ -79,7 +79,7 @@ def main() -> None:
 
 def run(name: str, model: ChatTierwise) -> Score:
     """Asks everything once, each request in a conversation of its own."""
-    print(f"\n== {name}: {model.budget.model_dump(exclude_none=True)}")
+    print(f"\n== {name}: {model.budget.model_dump(exclude_unset=True)}")
     score = Score(name)
     with tempfile.TemporaryDirectory() as folder, model:
         agent = create_agent(model, make_tools(Path(folder)))
