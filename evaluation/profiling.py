@@ -37,8 +37,8 @@ from tierwise.runtime.scheduler import OUTPUTS, SEQUENCES
 
 PREFILL_TOKENS = 512
 DECODE_TOKENS = 48
-SINGLE_RUN_TOKENS = 256
-"""Of the prompt, where each speed is measured once."""
+SINGLE_RUN_PROMPT, SINGLE_RUN_REPLY = 192, 32
+"""Tokens, where each speed is measured once."""
 WARM_UP_PROMPT, WARM_UP_REPLY = 128, 4
 """Tokens before a single run: a whole micro-batch, so that all buffers are in use."""
 STEP_TOKENS = (1, 2, 4, 8, 16)
@@ -72,7 +72,7 @@ def measure_profile(
         threads: For llama.cpp.
         context_tokens: Size of the KV cache; cut to what the model was trained for. In a
             context of less than 560 tokens, prefill and decode are measured on fewer.
-        runs: At least 1. A single run is for little time: its prompt is half as long.
+        runs: At least 1. A single run is for little time: its prompt and reply are shorter.
 
     Raises:
         ConfigError: An argument is not positive.
@@ -150,8 +150,10 @@ def _measure(
     before = psutil.Process().memory_info().rss
     with Model(path) as model:
         n_ctx = min(context_tokens, model.context_tokens)
-        decode_tokens = min(DECODE_TOKENS, max(1, n_ctx // 4))
-        size = PREFILL_TOKENS if runs > 1 else SINGLE_RUN_TOKENS
+        size, reply = PREFILL_TOKENS, DECODE_TOKENS
+        if runs == 1:
+            size, reply = SINGLE_RUN_PROMPT, SINGLE_RUN_REPLY
+        decode_tokens = min(reply, max(1, n_ctx // 4))
         prompt = _prompt(model, max(1, min(size, n_ctx - decode_tokens)))
         with _context(model, n_ctx, threads) as context:
             grammars = GrammarCompiler(model)
