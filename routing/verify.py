@@ -186,7 +186,7 @@ def _same(a: ToolCall, b: ToolCall) -> bool:
 
 
 _REFUSAL = re.compile(
-    r"\b(?:I|we)(?: am|'m|’m)? (?:can ?not|can['’]t|not able to|unable to|could ?n['o’]t"
+    r"\b(?:I|we)(?: am|'m|’m)? (?:can ?not|can['’]t|not able to|unable to|could(?:n['’]t| not)"
     r"|do(?:n['’]t| not) have (?:access|the ability|a (?:tool|function|way)))"
     r"|\bas an AI\b|\bno (?:tool|function)\b",
     re.IGNORECASE,
