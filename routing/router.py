@@ -31,9 +31,10 @@ from tierwise.runtime.errors import (
 from tierwise.runtime.family import Family, Tier
 from tierwise.runtime.pool import Pool
 from tierwise.runtime.profile import Profile, family_profiles
+from tierwise.runtime.recent import recent_probe
 from tierwise.runtime.remote import RemoteClient, RemoteLease, remote_profile
 from tierwise.runtime.remote_tier import RemoteTier
-from tierwise.runtime.resources import ResourceProbe, Resources, recent_probe
+from tierwise.runtime.resources import ResourceProbe, Resources
 
 _REMEMBERED = 1024
 """Conversations, and answers that feedback may be given to."""

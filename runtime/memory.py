@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from stat import S_ISREG
 
@@ -74,8 +74,9 @@ def predict_memory(
     """What the process will hold once ``path`` is loaded and has answered, to within 5 %.
 
     llama.cpp reserves its graph on a model without data (``no_alloc``), which takes about the
-    time of reading the vocabulary (0.1 s) and allocates nothing large. The result is remembered
-    by file, size and modification time.
+    time of reading the vocabulary (0.1 s) and allocates nothing large. That is remembered by
+    file, size and modification time; and for twice the context, four times and so on up to what
+    the model was trained for, so that a conversation that grows never waits for it again.
 
     Args:
         path: The GGUF file.
@@ -88,58 +89,85 @@ def predict_memory(
         ModelNotFoundError, DamagedModelError, UnsupportedModelError: The file cannot be loaded,
             or not with that ``kv_type``.
     """
-    stat = None
+    status = None
     with suppress(OSError):
-        stat = path.stat()
-    if stat is None or not S_ISREG(stat.st_mode):
+        status = path.stat()
+    if status is None or not S_ISREG(status.st_mode):
         raise ModelNotFoundError(f"there is no model file {str(path)!r}")
-    # By its name: a path takes longer to look up, and every decision asks for every tier.
-    return _predict(str(path), n_ctx, kv_type, slots, outputs, stat.st_size, stat.st_mtime_ns)
+    return known_memory(path, status, n_ctx, kv_type=kv_type, slots=slots, outputs=outputs)
 
 
-@lru_cache(maxsize=256)
-def _predict(
-    name: str,
+def known_memory(
+    path: Path,
+    status: os.stat_result,
     n_ctx: int,
-    kv_type: KVType,
-    slots: int,
-    outputs: int,
-    _size: int,
-    _mtime_ns: int,
+    *,
+    kv_type: KVType = "f16",
+    slots: int = 1,
+    outputs: int = OUTPUTS,
 ) -> MemoryNeed:
-    path = Path(name)
-    with Model(path, no_alloc=True) as model, ExitStack() as stack:
-        apart = keeps_apart(model)
-        sequences = slots if apart else SEQUENCES
-        context = stack.enter_context(
-            Context(
-                model,
-                n_ctx,
-                threads=1,
-                sequences=sequences,
-                apart=apart,
-                outputs=outputs,
-                kv_type=kv_type,
-            )
-        )
-        log = context.open_log
-        # llama.cpp begins with an output for each sequence, and grows when more are wanted.
-        rows = context.max_outputs / sequences
-        scratch = context.scratch_bytes
-        merges = _MERGES.findall("".join(model.load_log))
-        vocabulary = model.vocab_size * TOKEN_BYTES + sum(map(int, merges)) * MERGE_BYTES
+    """`predict_memory` of a file whose status is known: every decision asks for every tier."""
+    # By its name: a path takes longer to look up.
+    key = (str(path), status.st_size, status.st_mtime_ns, kv_type, slots, outputs)
+    found = _known.get((key, n_ctx))
+    if found is None:
+        reckoned = _reckon(path, n_ctx, kv_type, slots, outputs)
+        if len(_known) > _REMEMBERED:
+            _known.clear()
+        _known.update(((key, size), need) for size, need in reckoned.items())
+        found = reckoned[n_ctx]
+    return found
+
+
+_known: dict[tuple[tuple[object, ...], int], MemoryNeed] = {}
+_REMEMBERED = 4096
+
+
+def _reckon(
+    path: Path, n_ctx: int, kv_type: KVType, slots: int, outputs: int
+) -> dict[int, MemoryNeed]:
+    """By tokens of context: these, and what it grows to by doubling."""
     tensors = read_tensors(path)
     if mostly_repacked(tensors):
         weights = sum(tensor.bytes for tensor in tensors if tensor.used_in_place)
     else:
         weights = mapped_bytes(tensors)
-    return MemoryNeed(
-        weights_bytes=weights,
-        kv_bytes=_sum(_KV, log),
-        compute_bytes=_sum(_COMPUTE, log) + round(_sum(_OUTPUT, log) * rows) + scratch,
-        vocabulary_bytes=vocabulary,
-        repacked_bytes=sum(tensor.repacked_bytes for tensor in tensors),
-    )
+    repacked = sum(tensor.repacked_bytes for tensor in tensors)
+    needs = {}
+    with Model(path, no_alloc=True) as model:
+        merges = _MERGES.findall("".join(model.load_log))
+        vocabulary = model.vocab_size * TOKEN_BYTES + sum(map(int, merges)) * MERGE_BYTES
+        apart = keeps_apart(model)
+        sequences = slots if apart else SEQUENCES
+        for size in _doublings(n_ctx, model.context_tokens):
+            with Context(
+                model,
+                size,
+                threads=1,
+                sequences=sequences,
+                apart=apart,
+                outputs=outputs,
+                kv_type=kv_type,
+            ) as context:
+                log = context.open_log
+                # llama.cpp begins with an output for each sequence, and grows when more are wanted.
+                rows = context.max_outputs / sequences
+                buffers = _sum(_COMPUTE, log) + round(_sum(_OUTPUT, log) * rows)
+                needs[size] = MemoryNeed(
+                    weights_bytes=weights,
+                    kv_bytes=_sum(_KV, log),
+                    compute_bytes=buffers + context.scratch_bytes,
+                    vocabulary_bytes=vocabulary,
+                    repacked_bytes=repacked,
+                )
+    return needs
+
+
+def _doublings(n_ctx: int, most: int) -> Iterator[int]:
+    yield n_ctx
+    while n_ctx < most:
+        n_ctx = min(2 * n_ctx, most)
+        yield n_ctx
 
 
 def _sum(size: re.Pattern[str], log: Iterable[str]) -> int:

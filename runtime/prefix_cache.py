@@ -311,17 +311,24 @@ def shared(held: Ids, wanted: Ids) -> int:
     return first if differs[first] else size
 
 
-_latest: tuple[tuple[int, ...], Ids] = (), np.empty(0, np.int32)
+_LATEST = 4
+_latest: tuple[tuple[tuple[int, ...], Ids], ...] = ()
 
 
 def ids_of(prompt: tuple[int, ...]) -> Ids:
-    """A prompt as an array, not to be written to. That of the latest one is kept: a decision asks
-    every loaded tier about the same prompt, and thousands of numbers take longer to copy than to
-    compare."""
-    global _latest
-    known, ids = _latest
-    if known is not prompt:
-        ids = np.array(prompt, np.int32)
-        ids.flags.writeable = False
-        _latest = prompt, ids
+    """A prompt as an array, not to be written to. Those of the latest ones are kept: a decision
+    asks every loaded tier about the same prompt, and thousands of numbers take longer to copy
+    than to compare."""
+    for known, ids in _latest:
+        if known is prompt:
+            return ids
+    ids = np.array(prompt, np.int32)
+    keep_ids(prompt, ids)
     return ids
+
+
+def keep_ids(prompt: tuple[int, ...], ids: Ids) -> None:
+    """What `ids_of` is to tell of a prompt. The array must not be written to any more."""
+    global _latest
+    ids.flags.writeable = False
+    _latest = ((prompt, ids), *_latest[: _LATEST - 1])

@@ -8,8 +8,10 @@ from collections import OrderedDict
 from itertools import chain, pairwise
 
 import llama_cpp as lib
+import numpy as np
 
 from tierwise.runtime.llama import Model
+from tierwise.runtime.prefix_cache import Ids, keep_ids
 
 REMEMBERED_TOKENS = 1 << 18
 """Of all pieces together; about 40 bytes each."""
@@ -43,7 +45,7 @@ class PromptTokenizer:
         self._pattern: re.Pattern[bytes] | None = None
         self._pieces: OrderedDict[bytes, tuple[int, ...]] = OrderedDict()
         self._held = 0
-        self._begun: tuple[tuple[bytes, tuple[int, ...]], ...] = ()
+        self._begun: tuple[tuple[bytes, tuple[int, ...], Ids], ...] = ()
 
     def __call__(self, text: str) -> tuple[int, ...]:
         """The tokens of a prompt that was rendered by the chat template.
@@ -56,26 +58,28 @@ class PromptTokenizer:
                 alternatives = b"|".join(map(re.escape, _cuts(self._model)))
                 self._pattern = re.compile(alternatives or b"(?!)")
             raw = text.encode("utf-8", errors="replace")
-            begun, known = self._beginning(raw, self._pattern)
+            begun, known, ids = self._beginning(raw, self._pattern)
             starts = [match.start() for match in self._pattern.finditer(raw, len(begun))]
             bounds = (len(begun), *starts, len(raw))
             pieces = [self._tokens(raw[a:b]) for a, b in pairwise(bounds) if a < b]
             if not starts:
                 return known + tuple(chain.from_iterable(pieces))
-            whole = known + tuple(chain.from_iterable(pieces[:-1]))
-            longer = raw[: starts[-1]], whole
+            new = tuple(chain.from_iterable(pieces[:-1]))
+            longer = raw[: starts[-1]], known + new, _with(ids, new)
             rest = [one for one in self._begun if one[0] not in (begun, longer[0])]
             self._begun = (longer, *rest[: REMEMBERED_PROMPTS - 1])
-            return whole + pieces[-1]
+            prompt = longer[1] + pieces[-1]
+            keep_ids(prompt, _with(longer[2], pieces[-1]))
+            return prompt
 
-    def _beginning(self, raw: bytes, cuts: re.Pattern[bytes]) -> tuple[bytes, tuple[int, ...]]:
+    def _beginning(self, raw: bytes, cuts: re.Pattern[bytes]) -> tuple[bytes, tuple[int, ...], Ids]:
         """The longest beginning of a prompt, up to a cut, that one of the latest had, and its
-        tokens."""
-        found: tuple[bytes, tuple[int, ...]] = (b"", ())
-        for begun, tokens in self._begun:
-            longer = len(begun) > len(found[0]) and raw.startswith(begun)
-            if longer and cuts.match(raw, len(begun)):
-                found = begun, tokens
+        tokens, as numbers and in an array."""
+        found: tuple[bytes, tuple[int, ...], Ids] = (b"", (), _NONE)
+        for one in self._begun:
+            longer = len(one[0]) > len(found[0]) and raw.startswith(one[0])
+            if longer and cuts.match(raw, len(one[0])):
+                found = one
         return found
 
     def _tokens(self, piece: bytes) -> tuple[int, ...]:
@@ -90,6 +94,13 @@ class PromptTokenizer:
             _, oldest = self._pieces.popitem(last=False)
             self._held -= len(oldest)
         return tokens
+
+
+_NONE: Ids = np.empty(0, np.int32)
+
+
+def _with(ids: Ids, more: tuple[int, ...]) -> Ids:
+    return np.concatenate((ids, np.array(more, np.int32)))
 
 
 def _cuts(model: Model) -> list[bytes]:

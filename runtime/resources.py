@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,9 +27,6 @@ if sys.platform != "win32":
 
 CGROUPS = Path("/sys/fs/cgroup")
 PROC = Path("/proc")
-
-RECENT_S = 0.5
-"""Seconds for which a snapshot is good enough to decide by."""
 
 _NO_LIMIT = 1 << 62
 """cgroup v1 writes "no limit" as the largest multiple of a page below 2**63."""
@@ -107,21 +103,6 @@ def probe(*, root: Path = CGROUPS, proc: Path = PROC) -> Resources:
         others_load=others_load(),
         logical_cores=_allowed_cores(),
     )
-
-
-_recent: tuple[float, Resources] | None = None
-
-
-def recent_probe() -> Resources:
-    """What `probe` last found, if that was less than `RECENT_S` ago; else it is asked anew.
-
-    For decisions, which many agents make at once. What a tier is loaded into is asked anew.
-    """
-    global _recent
-    now = time.monotonic()
-    if _recent is None or now - _recent[0] >= RECENT_S:
-        _recent = now, probe()
-    return _recent[1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,18 +7,19 @@ import threading
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from heapq import nlargest
+from pathlib import Path
 
 from tierwise.runtime.context import KVType
 from tierwise.runtime.drafting import Drafter
 from tierwise.runtime.errors import OutOfMemoryError, TierwiseError
 from tierwise.runtime.family import Family, Tier
 from tierwise.runtime.lease import Entry, megabytes
-from tierwise.runtime.memory import predict_memory
+from tierwise.runtime.memory import known_memory
 from tierwise.runtime.prefix_cache import HostCache
 from tierwise.runtime.profile import load_profile
 from tierwise.runtime.resources import ResourceProbe, Resources
 from tierwise.runtime.scheduler import REPLIES
-from tierwise.runtime.vocabulary import usable_file
+from tierwise.runtime.vocabulary import status_of
 
 log = logging.getLogger("tierwise.pool")
 
@@ -58,11 +59,15 @@ class Room:
         self._kv_type = kv_type
         self._prefix_bytes = prefix_bytes
         self._rigid: set[str] = set()
+        self._paths: dict[str, Path] = {}
 
     def predict(self, tier: Tier, n_ctx: int, slots: int = 1, kv_type: KVType | None = None) -> int:
-        path = usable_file(self._family, tier)
+        path = self._paths.get(tier.file)
+        if path is None:
+            path = self._paths.setdefault(tier.file, self._family.path(tier))
         kind = kv_type or self.kv_type(tier)
-        return predict_memory(path, n_ctx, kv_type=kind, slots=slots).total_bytes
+        status = status_of(path, tier)  # once: this is asked for every tier at every decision
+        return known_memory(path, status, n_ctx, kv_type=kind, slots=slots).total_bytes
 
     def kv_type(self, tier: Tier) -> KVType:
         """How the tier's keys and values are stored, where there is the memory."""

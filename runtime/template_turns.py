@@ -21,8 +21,38 @@ from tierwise.runtime.template_sandbox import Sandbox
 REMEMBERED_CHARS = 4_000_000
 """Of all turns together; beyond that, all are forgotten."""
 
-_CONSTANT = {"bos_token", "eos_token", "add_generation_prompt", "raise_exception"}
+_FIXED = ("bos_token", "eos_token", "add_generation_prompt")
+_CONSTANT = {*_FIXED, "raise_exception"}
 _PLACES = {"first", "last"}
+
+
+@dataclass(slots=True)
+class _Around:
+    """A part of a template outside of its loop.
+
+    Args:
+        template: None for nothing.
+        fixed: Whether it looks at nothing that messages bring, so that its text is remembered.
+    """
+
+    template: jinja2.Template | None
+    fixed: bool
+    _known: dict[tuple[Any, ...], str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, sandbox: Sandbox, part: list[nodes.Node]) -> _Around:
+        names = {node.name for node in _found(part, nodes.Name)}
+        return cls(sandbox.part(part) if part else None, names <= set(_FIXED))
+
+    def render(self, sandbox: Sandbox, variables: Mapping[str, Any]) -> str:
+        if self.template is None:
+            return ""
+        if not self.fixed:
+            return sandbox.run(self.template, variables)
+        key = tuple(map(variables.get, _FIXED))
+        if key not in self._known:
+            self._known[key] = sandbox.run(self.template, variables)
+        return self._known[key]
 
 
 @dataclass(slots=True)
@@ -31,18 +61,18 @@ class TurnTemplate:
 
     Args:
         sandbox: That runs them.
-        before: What stands before the loop over the messages; None for nothing.
+        before: What stands before the loop over the messages.
         turn: The loop's body.
-        after: What stands behind the loop; None for nothing.
+        after: What stands behind the loop.
         name: Of the loop's variable.
         places: Which of ``loop.first`` and ``loop.last`` the body asks for.
         heads: Whether the body asks for the first message.
     """
 
     sandbox: Sandbox
-    before: jinja2.Template | None
+    before: _Around
     turn: jinja2.Template
-    after: jinja2.Template | None
+    after: _Around
     name: str
     places: frozenset[str]
     heads: bool
@@ -66,8 +96,7 @@ class TurnTemplate:
             return None
         places = {node.attr for node in _found(loop.body, nodes.Getattr) if _of(node, "loop")}
         heads = any(_of(node, "messages") for node in _found(loop.body, nodes.Getitem))
-        around = (sandbox.part(part) if part else None for part in (body[:at], body[at + 1 :]))
-        before, after = around
+        before, after = (_Around.of(sandbox, part) for part in (body[:at], body[at + 1 :]))
         turn = sandbox.part(loop.body)
         return cls(sandbox, before, turn, after, name, frozenset(places), heads)
 
@@ -76,7 +105,7 @@ class TurnTemplate:
         messages = variables["messages"]
         known = self._of_head(messages[0] if self.heads and messages else {})
         last = len(messages) - 1
-        texts = [] if self.before is None else [self.sandbox.run(self.before, variables)]
+        texts = [self.before.render(self.sandbox, variables)]
         for index, message in enumerate(messages):
             first = index == 0 and "first" in self.places
             final = index == last and "last" in self.places
@@ -92,8 +121,7 @@ class TurnTemplate:
                     known[key] = text
                     self._held += len(text)
             texts.append(text)
-        if self.after is not None:
-            texts.append(self.sandbox.run(self.after, variables))
+        texts.append(self.after.render(self.sandbox, variables))
         return "".join(texts)
 
     def _of_head(self, head: Mapping[str, Any]) -> dict[tuple[Any, ...], str]:

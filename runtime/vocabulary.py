@@ -5,6 +5,7 @@ Prompts are the same for all of them, but for one thing: some are shown how to c
 
 from __future__ import annotations
 
+import os
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -103,12 +104,22 @@ def usable_file(family: Family, tier: Tier) -> Path:
         FamilyIncompleteError: It is gone or has another size.
     """
     path = family.path(tier)
-    size = None
+    status_of(path, tier)
+    return path
+
+
+def status_of(path: Path, tier: Tier) -> os.stat_result:
+    """The status of a tier's file, as `usable_file` wants it.
+
+    Raises:
+        FamilyIncompleteError: As there.
+    """
+    status = None
     with suppress(OSError):
-        status = path.stat()  # once: this is asked for every tier at every decision
-        size = status.st_size if S_ISREG(status.st_mode) else None
-    if size == tier.bytes:
-        return path
+        status = path.stat()
+    size = None if status is None or not S_ISREG(status.st_mode) else status.st_size
+    if status is not None and size == tier.bytes:
+        return status
     found = "is missing" if size is None else f"has {size:,} bytes, not {tier.bytes:,}"
     raise FamilyIncompleteError(
         f"tier {tier.name!r}: {str(path)!r} {found}; it was changed after the family was "

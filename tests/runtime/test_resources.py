@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tierwise.runtime.resources import RECENT_S, Resources, gpu_names, probe, recent_probe
+from tierwise.runtime.resources import Resources, gpu_names, probe
 
 MIB = 2**20
 
@@ -55,15 +55,6 @@ def test_a_probe_is_quick() -> None:
         probe()
         timings.append(time.perf_counter() - began)
     assert min(timings) < 2e-3
-
-
-def test_a_recent_probe_is_asked_anew_after_a_while() -> None:
-    first = recent_probe()
-    assert recent_probe() is first
-    time.sleep(RECENT_S)
-    again = recent_probe()
-    assert again is not first
-    assert again.total_bytes == first.total_bytes
 
 
 def test_a_process_that_is_moved_is_seen_in_its_new_group(root: Path, proc: Path) -> None:
