@@ -78,6 +78,7 @@ def main() -> None:
     errors: list[float] = []
     broken: Counter[str] = Counter()
     used: Counter[str] = Counter()
+    late: list[dict[str, Any]] = []
     refused = 0
     with Pool(family, probe=pressure) as pool:
         calibration = calibration_of(family)
@@ -96,7 +97,9 @@ def main() -> None:
             errors += off(found)
             used[found.final.decision.tier] += 1
             resident = sum(one.bytes for one in pool.resident().values())
-            broken.update(violations(found, budget, resident))
+            broken.update(kinds := violations(found, budget, resident))
+            if "deadline" in kinds:
+                late.append(told(found, budget))
             if number % 50 == 49:
                 say(f"{number + 1} calls in {time.monotonic() - began:.0f} s")
     answered = sum(used.values())
@@ -112,6 +115,7 @@ def main() -> None:
             ],
             "budget_violations": round(sum(broken.values()) / max(1, answered), 4),
             "violations": dict(broken),
+            "late": late,
             "tiers": dict(used.most_common()),
             "peak_bytes": psutil.Process().memory_info().rss,
         },
@@ -143,6 +147,31 @@ def violations(found: Answer, budget: Budget, resident: int) -> list[str]:
     late = budget.seconds_per_call is not None and found.seconds > LATE * budget.seconds_per_call
     large = budget.memory is not None and resident > budget.memory
     return [name for name, broke in (("deadline", late), ("memory", large)) if broke]
+
+
+def told(found: Answer, budget: Budget) -> dict[str, Any]:
+    """Of a call that took longer than its deadline: what was forecast, and what took so long."""
+    return {
+        "deadline": round(budget.seconds_per_call or 0.0, 3),
+        "seconds": round(found.seconds, 3),
+        "attempts": [
+            {
+                "tier": one.decision.tier,
+                "forecast": round(one.decision.forecast.seconds, 3),
+                "seconds": round(one.seconds, 3),
+                "load_s": round(one.load_s, 3),
+                "new_tokens": one.decision.forecast.new_tokens,
+                "read_tokens": one.reply.usage.prompt_tokens - one.reply.usage.cached_tokens,
+                "completion_tokens": one.reply.usage.completion_tokens,
+                "forced_tokens": one.reply.usage.forced_tokens,
+                "queue_s": round(one.reply.usage.queue_s, 3),
+                "prefill_s": round(one.reply.usage.prefill_s, 3),
+                "decode_s": round(one.reply.usage.decode_s, 3),
+                "problem": one.problem,
+            }
+            for one in found.attempts
+        ],
+    }
 
 
 if __name__ == "__main__":

@@ -64,10 +64,11 @@ class BfclTask:
     def check(self, reply: Reply) -> bool:
         """Whether the leaderboard's syntax-tree check would call the reply right.
 
-        In irrelevance any reply without a call is right.
+        In irrelevance any reply without a call is right, but for one that begins a call and does
+        not end it: that, the leaderboard takes for a refusal.
         """
         if self.category == "irrelevance":
-            return not reply.tool_calls
+            return not reply.tool_calls and not reply.begins_a_call
         return right_calls(self.functions, reply.tool_calls, self.gold)
 
 

@@ -84,7 +84,7 @@ class Task:
         Values are compared by ``same_value``.
         """
         if self.kind == "no_tool_fits":
-            return not reply.tool_calls and bool(reply.text.strip())
+            return not reply.tool_calls and not reply.begins_a_call and bool(reply.text.strip())
         if self.kind == "answer_in_schema":
             return not reply.tool_calls and self._right_json(reply.text)
         return len(reply.tool_calls) == 1 and self._right_call(reply)

@@ -122,7 +122,7 @@ class TierRoutingMiddleware(AgentMiddleware[Any, Any, Any]):
             granted = granted.for_the_best()
         limits: dict[str, Any] = {}
         for name, whole, spent in (
-            ("seconds_per_call", self.seconds_per_run, _told(replies, "total_s")),
+            ("expected_seconds", self.seconds_per_run, _told(replies, "total_s")),
             ("joules_per_call", self.joules_per_run, _told(replies, "total_joules")),
             ("reply_tokens", self.tokens_per_run, _written(replies)),
         ):
@@ -147,8 +147,8 @@ class TierRoutingMiddleware(AgentMiddleware[Any, Any, Any]):
         budget = self.budget(request.messages, model.budget)
         first = request.override(model=model.model_copy(update={"budget": budget}))
         own = model.budget
-        if (budget.seconds_per_call, budget.joules_per_call) == (
-            own.seconds_per_call,
+        if (budget.expected_seconds, budget.joules_per_call) == (
+            own.expected_seconds,
             own.joules_per_call,
         ):
             return first, None

@@ -29,7 +29,10 @@ class Budget(BaseModel):
 
     Args:
         memory: Bytes that all loaded tiers may take together; a number or "500MB".
-        seconds_per_call: From the call to the last token, loading included.
+        seconds_per_call: From the call to the last token, loading included. Tiers that are
+            forecast to take longer are not asked; a reply that is not over by then ends there
+            (``finish_reason`` "length").
+        expected_seconds: The same for forecasts alone: no reply is cut short for it.
         seconds_to_first_token: From the call to the first token, loading included.
         joules_per_call: Energy of this machine, from the call to the last token.
         reply_tokens: Longest reply.
@@ -66,6 +69,7 @@ class Budget(BaseModel):
 
     memory: Bytes | None = None
     seconds_per_call: float | None = Field(default=None, gt=0)
+    expected_seconds: float | None = Field(default=None, gt=0)
     seconds_to_first_token: float | None = Field(default=None, gt=0)
     joules_per_call: float | None = Field(default=None, gt=0)
     reply_tokens: int | None = Field(default=None, ge=1)
@@ -128,6 +132,7 @@ class Budget(BaseModel):
         """What is left of it once so much time has passed and so much energy was taken."""
         limits = {
             "seconds_per_call": (self.seconds_per_call, seconds),
+            "expected_seconds": (self.expected_seconds, seconds),
             "seconds_to_first_token": (self.seconds_to_first_token, seconds),
             "joules_per_call": (self.joules_per_call, joules),
         }

@@ -154,6 +154,8 @@ class _Cascade:
         self._id = uuid.uuid4().hex
         self._began = time.monotonic()
         self._deadline = None if call.timeout_s is None else self._began + call.timeout_s
+        most_s = self.budget.seconds_per_call
+        self.until = None if most_s is None else self._began + most_s
         self._done: list[_Try] = []
         self._unreachable: dict[str, str] = {}
         self._in_words = False
@@ -312,7 +314,8 @@ class _Try:
         call = self.call
         if call.timeout_s is not None:
             call = replace(call, timeout_s=self._cascade.left_s)
-        return lease.tier.stream(call, self.decision.prompt or None, self._hint)
+        prompt = self.decision.prompt or None
+        return lease.tier.stream(call, prompt, self._hint, self._cascade.until)
 
     def show(self, piece: Piece) -> Sequence[Piece]:
         """What may leave now that this piece has come.

@@ -126,7 +126,7 @@ def right_calls(rows: Iterable[Logged]) -> RightCalls:
         if row.feedback is False:
             left_out[_WRONG] += 1
             wrong.add(key)
-        elif reply.finish_reason == "length":
+        elif reply.finish_reason in ("length", "loop"):
             left_out[_CUT] += 1
         elif not (row.feedback or doubted):
             left_out[_DOUBTED] += 1

@@ -24,7 +24,8 @@ class Policy(Protocol):
 
 def over_limit(forecast: Forecast, budget: Budget) -> str:
     """Which of the budget's seconds and joules a forecast exceeds, in English; "" for none."""
-    call, first = budget.seconds_per_call, budget.seconds_to_first_token
+    limits = [s for s in (budget.seconds_per_call, budget.expected_seconds) if s is not None]
+    call, first = min(limits, default=None), budget.seconds_to_first_token
     joules = budget.joules_per_call
     if call is not None and forecast.seconds > call:
         return f"{forecast.seconds:.2f} s is over the {call:.2f} s allowed"

@@ -49,11 +49,13 @@ def is_whole(call: Call, reply: Reply) -> str | None:
     if reply.tool_calls:
         return None
     structured = call.response_schema is not None
+    if reply.finish_reason == "loop":
+        return "the reply repeats itself"
     if reply.finish_reason == "length" and (structured or call.must_call):
         return "the structured reply was cut off by the token limit"
     if structured and not call.must_call and not _is_json(reply.text):
         return "the structured reply was cut off"
-    if call.usable_tools and not structured and reply.text.lstrip().startswith(("{", "<tool_call")):
+    if call.usable_tools and not structured and reply.begins_a_call:
         return "a tool call that was cut off or cannot be read"
     return None
 

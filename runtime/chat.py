@@ -136,7 +136,9 @@ class Call:
         return replace(self, messages=self.messages + messages)
 
 
-FinishReason = Literal["stop", "length", "tool_calls"]
+FinishReason = Literal["stop", "length", "tool_calls", "loop"]
+"""Why a reply ended: by itself, by a limit (of tokens, or of `Budget.seconds_per_call`), with tool
+calls, or because it went round in circles (`LoopWatch`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +189,11 @@ class Reply:
     reasoning: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
     tokens: tuple[int, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def begins_a_call(self) -> bool:
+        """Whether the text is a tool call that was cut off, or that cannot be read."""
+        return not self.tool_calls and self.text.lstrip().startswith(("{", "<tool_call"))
 
     @property
     def confidence(self) -> float:

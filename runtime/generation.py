@@ -6,6 +6,7 @@ read (`unread`), and takes the logits that came of it (`advance`).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -16,6 +17,7 @@ from tierwise.runtime.context import Context
 from tierwise.runtime.errors import ContextOverflowError, EngineError
 from tierwise.runtime.grammar import Constraint, GrammarCompiler
 from tierwise.runtime.llama import Model
+from tierwise.runtime.loops import LoopWatch
 from tierwise.runtime.sampling import Sampler, logprob, margin
 from tierwise.runtime.text_stream import TextStream
 
@@ -30,6 +32,8 @@ class GenerationRequest:
         hint: What another model of the same vocabulary replied: where this one would too, its
             tokens are read many at once (see `Drafter`). Never changes the reply.
         deadline: Value of ``time.monotonic()`` after which the request fails.
+        until: Value of ``time.monotonic()`` from which on the reply ends as it is, with at least
+            one token.
     """
 
     prompt: tuple[int, ...]
@@ -39,6 +43,7 @@ class GenerationRequest:
     constraint: Constraint | None = None
     deadline: float | None = None
     hint: tuple[int, ...] = ()
+    until: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +120,10 @@ class Generation:
         self._count = self._forced = 0
         self._margins: list[float] = []
         self._logprobs: list[TokenLogprob] = []
+        self._loops: LoopWatch | None = None
         self._matcher: Any = None
         if request.constraint is not None:
+            self._loops = LoopWatch()
             self._matcher = grammars.matcher(request.constraint.lark)
         # What the grammar forces before the first choice is read with the prompt.
         self._force()
@@ -213,9 +220,15 @@ class Generation:
         if self.finish_reason is None:
             if self._stream.stopped or self._complete():
                 self._finish("stop")
-            elif self._count >= self._limit:
+            elif self._loops is not None and self._loops.found:
+                self._finish("loop")
+            elif self._count >= self._limit or self._is_late():
                 self._finish("length")
         return self.finish_reason is not None
+
+    def _is_late(self) -> bool:
+        until = self._request.until
+        return until is not None and self._count > 0 and time.monotonic() >= until
 
     def _force(self) -> None:
         """Adds the tokens that the grammar leaves no choice about, up to the reply's limit."""
@@ -238,6 +251,8 @@ class Generation:
     def _take(self, token: int) -> None:
         self.tokens.append(token)
         self._count += 1
+        if self._loops is not None:
+            self._loops.push(token)
         self._text += self._stream.push(self._model.piece(token))
 
     def _send(self) -> None:

@@ -157,7 +157,11 @@ class LoadedTier:
         return self._tokenize(self.template.render(call))
 
     def stream(
-        self, call: Call, prompt: tuple[int, ...] | None = None, hint: tuple[int, ...] = ()
+        self,
+        call: Call,
+        prompt: tuple[int, ...] | None = None,
+        hint: tuple[int, ...] = (),
+        until: float | None = None,
     ) -> ReplyStream:
         """Starts answering a call. Never waits.
 
@@ -165,6 +169,7 @@ class LoadedTier:
             call: The call.
             prompt: Its tokens, where the caller has them already.
             hint: Tokens of another tier's reply to it. The reply is the same without, only later.
+            until: Value of ``time.monotonic()`` from which on the reply ends as it is.
 
         Raises:
             ToolSchemaError: A schema cannot be compiled; names the tool and the property.
@@ -181,6 +186,7 @@ class LoadedTier:
             constraint=constraint,
             deadline=None if call.timeout_s is None else time.monotonic() + call.timeout_s,
             hint=hint,
+            until=until,
         )
         try:
             stream = self.engine.submit(request)

@@ -78,10 +78,15 @@ class RemoteClient:
         return ""
 
     def stream(
-        self, call: Call, prompt: tuple[int, ...] | None = None, hint: tuple[int, ...] = ()
+        self,
+        call: Call,
+        prompt: tuple[int, ...] | None = None,
+        hint: tuple[int, ...] = (),
+        until: float | None = None,
     ) -> RemoteReply:
         """Starts answering when it is read. ``prompt`` and ``hint`` are of no use here: the server
-        has its own template and vocabulary.
+        has its own template and vocabulary. From ``until`` on (of ``time.monotonic()``) no more
+        is read; a tool call that was not finished by then is lost.
 
         Raises:
             MissingExtraError: langchain-openai is not installed.
@@ -89,7 +94,7 @@ class RemoteClient:
         """
         del prompt, hint
         key_of(self.tier)
-        return RemoteReply(self, call)
+        return RemoteReply(self, call, until)
 
     def model(self, call: Call) -> Any:
         """langchain-openai's model for a call, over connections that all calls share.
@@ -171,8 +176,9 @@ class RemoteLease:
 class RemoteReply:
     """A reply as it comes, in the form of `ReplyStream`."""
 
-    def __init__(self, client: RemoteClient, call: Call) -> None:
-        self._client, self._call = client, call
+    def __init__(self, client: RemoteClient, call: Call, until: float | None = None) -> None:
+        self._client, self._call, self._until = client, call, until
+        self._cut = False
         self._messages = [as_protocol(message) for message in call.messages]
         self._began = time.perf_counter()
         self._first_s: float | None = None
@@ -186,6 +192,9 @@ class RemoteReply:
             for chunk in self._chunks:
                 if piece := self._take(chunk):
                     yield piece
+                if self._is_late():
+                    break
+            self.close()
             self._finish()
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
@@ -197,6 +206,8 @@ class RemoteReply:
                 async for chunk in chunks:
                     if piece := self._take(chunk):
                         yield piece
+                    if self._is_late():
+                        break
             self._finish()
 
     @contextmanager
@@ -250,14 +261,21 @@ class RemoteReply:
         text = _text(chunk)
         return Piece(text, reasoning=False) if text else None
 
+    def _is_late(self) -> bool:
+        """Whether no more is to be read, though there is more: the last chunk says that it is."""
+        late = self._until is not None and time.monotonic() >= self._until
+        self._cut = late and not self._whole.response_metadata.get("finish_reason")
+        return self._cut
+
     def _finish(self) -> None:
         whole = self._whole
         told = {} if whole is None else whole.response_metadata
-        reason = told.get("finish_reason")
+        reason = "length" if self._cut else told.get("finish_reason")
         if whole is None or not reason:
             raise ConnectionError("the stream ended in the middle of the reply")
         _check_model(self._client.tier.model, str(told.get("model_name") or ""))
-        calls = tuple(_tool_call(chunk) for chunk in whole.tool_call_chunks)
+        chunks = () if self._cut else whole.tool_call_chunks
+        calls = tuple(_tool_call(chunk) for chunk in chunks)
         first = self._first_s or 0.0
         usage = whole.usage_metadata or {}
         details = usage.get("input_token_details") or {}

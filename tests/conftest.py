@@ -27,6 +27,12 @@ def _home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("TIERWISE_HOME", str(tmp_path_factory.mktemp("home")))
 
 
+@pytest.fixture
+def may_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets models with random weights ramble within a grammar for as long as a test wants."""
+    monkeypatch.setattr("tierwise.runtime.loops.LOOP_TOKENS", 1 << 30)
+
+
 @pytest.fixture(scope="session")
 def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with random weights that loads and runs; never write to it."""

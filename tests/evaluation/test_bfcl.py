@@ -111,6 +111,7 @@ def test_each_category_has_its_own_rules(folder: Path) -> None:
     assert not parallel.check(called(forecast)) and not parallel.check(called(forecast, forecast))
     irrelevance = one_task(folder, "irrelevance")
     assert irrelevance.call.tool_choice == "auto" and irrelevance.gold == ()
+    assert not irrelevance.check(Reply('{"name": "weather.forecast", "arguments": {"city": "a'))
     assert irrelevance.check(Reply("I cannot.")) and not irrelevance.check(called(forecast))
     assert not one_task(folder, "simple_python").check(Reply("It rains."))
 

@@ -109,17 +109,17 @@ def test_what_is_left_of_a_run_is_spread_over_its_steps() -> None:
     granted = Budget(quality=0.8)
     earlier: list[AnyMessage] = [HumanMessage("hi"), reply(50.0), HumanMessage("and now?")]
     first = middleware.budget(earlier, granted)
-    assert first.seconds_per_call == 3.0 and first.quality == 0.8  # earlier runs do not count
+    assert first.expected_seconds == 3.0 and first.quality == 0.8  # earlier runs do not count
     second = middleware.budget([*earlier, reply(1.5)], granted)
-    assert second.seconds_per_call == pytest.approx(3.5)
+    assert second.expected_seconds == pytest.approx(3.5)
     late = middleware.budget([*earlier, *[reply(1.0)] * 6], granted)
-    assert late.seconds_per_call == pytest.approx(6.0)  # longer than expected: all for the next
+    assert late.expected_seconds == pytest.approx(6.0)  # longer than expected: all for the next
     over = middleware.budget([*earlier, reply(13.0)], granted)
-    assert over.seconds_per_call is None and over.quality == 0.0
+    assert over.expected_seconds is None and over.quality == 0.0
     tight = middleware.budget(earlier, Budget(seconds_per_call=1.0))
     assert tight.seconds_per_call == 1.0  # the model's own limit stays
     foreign = [*earlier, AIMessage("from elsewhere")]
-    assert middleware.budget(foreign, granted).seconds_per_call == pytest.approx(4.0)
+    assert middleware.budget(foreign, granted).expected_seconds == pytest.approx(4.0)
     failed = ToolMessage("no", tool_call_id="1", status="error")
     assert middleware.budget([*earlier, failed], granted).quality == 0.8
     assert middleware.budget([*earlier, failed, failed], granted).quality == 1.0
@@ -138,14 +138,14 @@ def test_joules_and_tokens_of_a_run_are_spread_likewise() -> None:
     granted = Budget(quality=0.8, price_per_second=0.01)
     start: list[AnyMessage] = [HumanMessage("hi"), spent(9, 99, 99), HumanMessage("and now?")]
     first = middleware.budget(start, granted)
-    limits = first.seconds_per_call, first.joules_per_call, first.reply_tokens
+    limits = first.expected_seconds, first.joules_per_call, first.reply_tokens
     assert limits == (3.0, 30.0, 100) and first.price_per_second == 0.01
     second = middleware.budget([*start, spent(3.0, 60.0, 41)], granted)
-    limits = second.seconds_per_call, second.joules_per_call, second.reply_tokens
+    limits = second.expected_seconds, second.joules_per_call, second.reply_tokens
     assert limits == (3.0, 20.0, 119)  # of 359 tokens a third
     # What is used up is no limit any more, but then the cheapest has to do; the others stay.
     over = middleware.budget([*start, spent(3.0, 120.0, 397)], granted)
-    limits = over.seconds_per_call, over.joules_per_call, over.reply_tokens
+    limits = over.expected_seconds, over.joules_per_call, over.reply_tokens
     assert limits == (3.0, None, 1)
     assert over.quality == 0.0 and over.price_per_second == 0.0
     tight = middleware.budget(start, Budget(joules_per_call=5, reply_tokens=7))

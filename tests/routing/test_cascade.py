@@ -262,6 +262,23 @@ def test_the_time_of_the_first_try_counts(make_router: MakeRouter) -> None:
     assert answer(router, ASK, budget=Budget(quality=0, seconds_per_call=large + 100)).escalated
 
 
+def test_a_reply_is_cut_where_its_seconds_end(make_router: MakeRouter, babbler: Path) -> None:
+    def first(
+        forecasts: Sequence[Forecast], budget: Budget, current: str | None
+    ) -> tuple[str, str, tuple[Forecast, ...]]:
+        return forecasts[0].tier, "it is the first", tuple(forecasts)
+
+    call = replace(TALK, max_tokens=1500)
+    router = make_router(babbler, policy=first)
+    whole = answer(router, call, budget=Budget(expected_seconds=1e-6)).reply
+    assert whole.usage.completion_tokens == 1500
+    cut = answer(router, call, budget=Budget(seconds_per_call=0.05)).reply
+    assert cut.finish_reason == "length" and 1 <= cut.usage.completion_tokens < 1500
+    assert whole.text.startswith(cut.text)
+    with pytest.raises(NoFeasibleTierError, match="is over the"):
+        make_router(script()).decide(call, budget=Budget(expected_seconds=1e-6))
+
+
 def test_who_helped_keeps_the_conversation_while_it_costs_little(make_router: MakeRouter) -> None:
     """`learn` is told of the tier whose reply stands."""
     seen: list[str | None] = []

@@ -99,6 +99,18 @@ def test_the_same_for_coroutines(routers: Any, server: OpenAIServer) -> None:
     assert asyncio.run(two()) == ["From far away."] * 2
 
 
+@pytest.mark.parametrize("wait", [answer, lambda *a, **o: asyncio.run(aanswer(*a, **o))])
+def test_what_is_not_over_in_time_is_cut(routers: Any, server: OpenAIServer, wait: Any) -> None:
+    server.knows = {"banana": "word " * 2000}
+    router = routers(server.url)
+    found = wait(router, CALL, budget=Budget(seconds_per_call=1.0), pin="far")
+    assert found.reply.finish_reason == "length"
+    assert 5 < len(found.reply.text.split()) < 1000
+    assert found.seconds < 3
+    server.knows = {}
+    assert wait(router, CALL, pin="far").reply.text == "From far away."
+
+
 def test_tool_calls_go_there_and_come_back(routers: Any, server: OpenAIServer) -> None:
     server.call = ("get_weather", '{"city": "Oslo"}')
     router = routers(server.url)

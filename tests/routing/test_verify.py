@@ -74,6 +74,7 @@ def test_json_that_was_cut_off() -> None:
     by_stop = Reply('{"a": "b', finish_reason="stop")
     assert is_whole(call, by_stop) == "the structured reply was cut off"
     assert is_whole(call, Reply('{"a": "b"}')) is None
+    assert is_whole(call, Reply('{"a": "bbb', finish_reason="loop")) == "the reply repeats itself"
     assert is_whole(call, Reply("[" * 100_000)) is not None  # deeper than Python can read
 
 

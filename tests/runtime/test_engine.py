@@ -30,6 +30,7 @@ from tierwise.runtime.errors import (
 from tierwise.runtime.generation import GenerationRequest
 from tierwise.runtime.grammar import Constraint
 from tierwise.runtime.llama import Model
+from tierwise.runtime.loops import LOOP_TOKENS
 
 REPLY = "Grüße aus Köln: 🎉 and good-bye."
 SCRIPT = {"": REPLY, "KEYA": "Alpha is first.", "KEYB": '{"b": 2} and more', "KEYC": "Third, C."}
@@ -232,6 +233,17 @@ def test_forced_text_is_streamed(engine: Engine) -> None:
     assert "".join(delta.text for delta in deltas) == "forced 🎉 text"
 
 
+def test_a_constrained_reply_that_goes_round_in_circles_ends(tmp_path: Path) -> None:
+    path = write_scripted_gguf(tmp_path / "loop.gguf", "round we go, ", endless=[""])
+    with Engine(Model(path), n_ctx=512, threads=1) as engine:
+        free = engine.submit(ask(engine, max_tokens=200)).result()
+        assert (free.finish_reason, free.usage.completion_tokens) == ("length", 200)
+        held = engine.submit(ask(engine, constraint=Constraint("start: /[a-z, ]*/"))).result()
+        assert held.finish_reason == "loop"
+        assert held.usage.completion_tokens == len("round we go, ") + LOOP_TOKENS
+        assert free.text.startswith(held.text)
+
+
 def test_a_complete_reply_is_complete_at_its_last_token(engine: Engine) -> None:
     constraint = Constraint('start: "abcd"')
     for limit, text, finish in ((3, "abc", "length"), (4, "abcd", "stop"), (5, "abcd", "stop")):
@@ -334,6 +346,19 @@ def test_a_deadline_holds_while_a_request_waits(rambler: Engine) -> None:
 
 def test_a_deadline_that_is_kept_changes_nothing(engine: Engine) -> None:
     assert answer(engine, deadline=time.monotonic() + 600) == REPLY
+
+
+def test_a_reply_ends_when_its_time_is_over(rambler: Engine) -> None:
+    done = rambler.submit(ask(rambler, until=time.monotonic() + 0.05)).result()
+    assert done.finish_reason == "length" and 1 <= done.usage.completion_tokens < 1500
+    at_once = rambler.submit(ask(rambler, until=time.monotonic() - 1)).result()
+    assert (at_once.finish_reason, at_once.usage.completion_tokens) == ("length", 1)
+    whole = rambler.submit(ask(rambler, max_tokens=9, until=time.monotonic() + 60)).result()
+    assert whole.usage.completion_tokens == 9
+
+
+def test_time_that_suffices_changes_nothing(engine: Engine) -> None:
+    assert answer(engine, until=time.monotonic() + 600) == REPLY
 
 
 @pytest.mark.parametrize("how", ["close", "with", "break", "drop iterator", "drop"])

@@ -42,6 +42,8 @@ SCRIPT = {
     "KEYB": '{"b": 2, "more": [1, 2, 3]}',
     "KEYC": "Third, C: grüße, 🎉!",
 }
+pytestmark = pytest.mark.usefixtures("may_loop")
+
 ENDLESS = Constraint("start: /[a-z ]{6000}/")
 THREADS, TASKS = 32, 64
 

@@ -55,6 +55,8 @@ def chatty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_gguf(tmp_path_factory.mktemp("models") / "chatty.gguf", context=8192)
 
 
+pytestmark = pytest.mark.usefixtures("may_loop")
+
 ENDLESS = Constraint("start: /[a-z ]{6000}/")
 """Keeps random weights from ending their reply before its limit."""
 

@@ -20,6 +20,8 @@ from tierwise.runtime.llama import Model
 from tierwise.runtime.stream import Mailbox
 
 SCRIPT = {"": "Nothing in particular.", "KEYA": "Alpha, ä, 🎉.", "KEYB": "Beta comes after that."}
+pytestmark = pytest.mark.usefixtures("may_loop")
+
 ENDLESS = Constraint("start: /[a-z ]{6000}/")
 
 
