@@ -7,9 +7,9 @@ splits it anew, learns, and decides for the part that nothing was learned from; 
 those parts, median, smallest and largest over the runs.
 
 For each quality, ``routed`` is the learned router, ``as_decided`` what ChatTierwise does: the
-router where the verdict is for it, else the cheapest fixed tier whose share of right answers, in
-what was learned from, is that of the best tier times the quality. ``quality_retained``: share of
-calls answered rightly ÷ that of always asking the largest tier (the one that takes longest).
+router where the verdict is for it, else the cheapest fixed tier whose usual chance (by what was
+learned from) is that of the best tier times the quality. ``quality_retained``: share of calls
+answered rightly ÷ that of always asking the largest tier (the one of most bytes).
 ``seconds_saved``: share of its seconds. ``verdict_route``: in how many runs routing beat all
 controls. ``cascade_gain``: by how much the area under quality over cost is larger where replies
 that their tier was not sure of go on to the next one, the second call being paid for.
@@ -25,7 +25,12 @@ from common import arguments, report, say, spread
 
 from tierwise import Family
 from tierwise.evaluation.outcomes import OUTCOMES, OutcomeStore
-from tierwise.routing.calibration import Calibration, fit_calibration, parts_of
+from tierwise.routing.calibration import (
+    Calibration,
+    fit_calibration,
+    parts_of,
+    usual_chances,
+)
 from tierwise.routing.controls import cheapest_that_will_do
 from tierwise.routing.labelled import Labelled, labelled
 from tierwise.routing.metrics import aiq
@@ -51,12 +56,13 @@ def main() -> None:
             zip([t.name for t in tiers], data.spent.mean(axis=0).round(4), strict=True)
         ),
     }
+    figures["largest"] = max(tiers, key=lambda tier: tier.bytes).name
     runs = [fit_calibration(data, family, tiers, seed=seed) for seed in range(options.runs)]
     tests = [parts_of(data, seed).test for seed in range(options.runs)]
     for quality in options.quality:
         figures[f"quality {quality}"] = {
             how: spreads(
-                [of(quality, found, data, t) for found, t in zip(runs, tests, strict=True)]
+                [of(quality, found, data, t, family) for found, t in zip(runs, tests, strict=True)]
             )
             for how, of in (("routed", routed), ("as_decided", as_decided))
         }
@@ -72,26 +78,29 @@ def spreads(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     return {name: spread([row[name] for row in rows]) for name in rows[0]}
 
 
-def routed(quality: float, found: Calibration, data: Labelled, test: Any) -> dict[str, float]:
+def routed(
+    quality: float, found: Calibration, data: Labelled, test: Any, family: Family
+) -> dict[str, float]:
     """What routing with this quality comes to, against always the largest."""
     choice = cheapest_that_will_do(found.judged.predicted, found.judged.cost, quality)
-    return against_largest(choice, data, test)
+    return against_largest(choice, data, test, family)
 
 
-def as_decided(quality: float, found: Calibration, data: Labelled, test: Any) -> dict[str, float]:
+def as_decided(
+    quality: float, found: Calibration, data: Labelled, test: Any, family: Family
+) -> dict[str, float]:
     """What the family is used as, with the verdict that it has."""
     if found.verdict.route:
-        return routed(quality, found, data, test)
+        return routed(quality, found, data, test, family)
     learned = np.setdiff1d(np.arange(len(data)), test)
-    means, spent = data.y[learned].mean(axis=0), data.spent[learned].mean(axis=0)
-    good = np.flatnonzero(means >= quality * means.max())
-    fixed = good[np.argmin(spent[good])]
-    return against_largest(np.full(len(test), fixed), data, test)
+    usual = usual_chances(data, family, family.tiers, learned)
+    fixed = cheapest_that_will_do(usual[None], data.spent[learned].mean(axis=0)[None], quality)
+    return against_largest(np.repeat(fixed, len(test)), data, test, family)
 
 
-def against_largest(choice: Any, data: Labelled, test: Any) -> dict[str, float]:
+def against_largest(choice: Any, data: Labelled, test: Any, family: Family) -> dict[str, float]:
     """Of the chosen tiers, shape (test,)."""
-    largest = int(np.argmax(data.spent.mean(axis=0)))
+    largest = int(np.argmax([tier.bytes for tier in family.tiers]))
     rows = np.arange(len(test))
     right, spent = data.y[test], data.spent[test]
     return {

@@ -62,10 +62,10 @@ def in_words(found: Calibration | None) -> str:
             f"{found.verdict.reason}."
         )
     right = ", ".join(
-        f"{name} {mean:.0%}" for name, mean in zip(found.tiers, found.means.tolist(), strict=True)
+        f"{name} {mean:.0%}" for name, mean in zip(found.tiers, found.usual.tolist(), strict=True)
     )
     return (
         f"{asked}: do not route, because {found.verdict.reason}. A tier's chance is the share of "
-        f"all of them that it answered rightly ({right}), so that the tier that will do is the "
-        "same for every call, as long as it fits."
+        f"them that it answered rightly, drawn to what its build measured ({right}), so that the "
+        "tier that will do is the same for every call, as long as it fits."
     )

@@ -106,7 +106,7 @@ def calibrate(
     goes by what was learned, or by the best fixed tier, where routing is not shown to pay. Remote
     tiers, whose calls may cost money, are asked only with --remotes.
 
-    JSON: {"tiers", "sha256", "estimator", "areas", "means", "verified", "floor", "suites",
+    JSON: {"tiers", "sha256", "estimator", "areas", "means", "usual", "verified", "floor", "suites",
     "verdict", "reliability", "prices": [{"mean_quality", "per_second", "seconds", "right", "kept",
     "n", "met", "reason"}], "unasked", "notes", "report"}.
     """

@@ -45,6 +45,9 @@ Member = TypeVar("Member", bound=Tier | RemoteTier)
 _NO_DATA = "structural_prior"
 """The estimator that learns nothing."""
 
+PRIOR_PROMPTS = 24.0
+"""Different ones that a family's build counts for beside its calibration."""
+
 _PRIOR_REPLIES = 4.0
 """That a tier's mean counts for beside what verification found."""
 
@@ -71,6 +74,7 @@ class Calibration:
         signals: Chances once a reply is there; None where there is too little to learn from.
         spec: Of the features.
         means: Share of all calls that each tier answered rightly, shape (tiers,).
+        usual: Its chance on a call of which nothing is known (`usual_chances`), shape (tiers,).
         verified: Share of right replies among those that verification finds no fault with, and
             among those that it does, shape (tiers, 2).
         estimator: Name of what was chosen.
@@ -89,6 +93,7 @@ class Calibration:
     signals: Signals | None
     spec: FeatureSpec
     means: Floats
+    usual: Floats
     verified: Floats
     estimator: str
     areas: Mapping[str, float]
@@ -109,15 +114,15 @@ class Calibration:
     def success(self, call: Call, prompt: Sequence[int]) -> dict[str, float]:
         """Every tier's chance of success on a call.
 
-        Where routing does not pay, those are the shares of all calls: then the same tier is best
-        for every call, as long as it fits.
+        Where routing does not pay, those are the usual ones: then the same tier is best for every
+        call, as long as it fits.
 
         Args:
             call: What is asked.
             prompt: Its tokens; of several kinds of prompts, the shortest.
         """
         if not self.verdict.route:
-            return dict(zip(self.tiers, self.means.tolist(), strict=True))
+            return dict(zip(self.tiers, self.usual.tolist(), strict=True))
         row = self.chances(call_features(call, prompt)[None])[0]
         return dict(zip(self.tiers, row.tolist(), strict=True))
 
@@ -141,7 +146,7 @@ class Calibration:
     def ordered(self, tiers: Sequence[Member]) -> tuple[Member, ...]:
         """Tiers from the worst to the best by their outcomes; those that have none keep their
         place among the others."""
-        known = dict(zip(self.tiers, self.means.tolist(), strict=True))
+        known = dict(zip(self.tiers, self.usual.tolist(), strict=True))
         ranked = iter(sorted((t for t in tiers if t.name in known), key=lambda t: known[t.name]))
         return tuple(next(ranked) if tier.name in known else tier for tier in tiers)
 
@@ -187,7 +192,7 @@ class Calibration:
         judged = self.judged
         # As `success` has it for calls.
         predicted = (
-            judged.predicted if self.verdict.route else np.tile(self.means, (len(judged.groups), 1))
+            judged.predicted if self.verdict.route else np.tile(self.usual, (len(judged.groups), 1))
         )
         data = predicted[:, columns], judged.outcomes[:, columns], judged.cost[:, columns]
         best = int(np.argmax(self.means[columns]))
@@ -243,6 +248,8 @@ def fit_calibration(
     expected = data.expected(parts.fit)[test]
     choice = cheapest_that_will_do(predicted, expected, floor)
     groups = [data.groups[row] for row in test]
+    usual = usual_chances(data, family, tiers)
+    fixed = cheapest_that_will_do(usual[None], data.spent.mean(axis=0)[None], floor)
     verdict = judge(
         choice,
         data.y[test],
@@ -251,6 +258,7 @@ def fit_calibration(
         lengths=data.lengths[test],
         groups=groups,
         floor=floor,
+        fixed=int(fixed[0]),
         seed=seed,
     )
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
@@ -262,6 +270,7 @@ def fit_calibration(
         signals=signals,
         spec=PLAIN_SPEC,
         means=data.y.mean(axis=0),
+        usual=usual,
         verified=_verified(data),
         estimator=name,
         areas=areas,
@@ -277,6 +286,37 @@ def fit_calibration(
             predicted, data.y[test], expected, np.array([numbers[g] for g in groups], np.intp)
         ),
     )
+
+
+def usual_chances(
+    data: Labelled,
+    family: Family,
+    tiers: Sequence[Tier | RemoteTier],
+    rows: NDArray[np.intp] | None = None,
+) -> Floats:
+    """A tier's chance on a call of which nothing is known, shape (tiers,): its share of right
+    replies, and what the build had measured, which counts for `PRIOR_PROMPTS` prompts.
+
+    Among a few dozen calls the luck of a tier is larger than most differences between tiers.
+
+    Args:
+        data: The calls.
+        family: What was measured of it; only proportions count.
+        tiers: The columns.
+        rows: Of the calls that may be known; all by default.
+    """
+    rows = np.arange(len(data)) if rows is None else rows
+    means = data.y[rows].mean(axis=0)
+    local = np.array([isinstance(tier, Tier) for tier in tiers])
+    before = means.copy()
+    if local.any():
+        prior = StructuralPrior.of(family, [tier.name for tier in tiers])
+        built = prior.predict(data.x[rows]).mean(axis=0)[local]
+        built = built * means[local].mean() / max(1e-9, built.mean())
+        before[local] = np.minimum(1.0, built)
+    n = len({data.groups[row] for row in rows})
+    chances: Floats = (n * means + PRIOR_PROMPTS * before) / (n + PRIOR_PROMPTS)
+    return chances
 
 
 def _verified(data: Labelled) -> Floats:

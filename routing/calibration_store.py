@@ -57,7 +57,7 @@ def save_calibration(folder: Path, calibration: Calibration) -> Path:
 def calibration_json(calibration: Calibration) -> dict[str, Any]:
     """What was found, as plain data; what is not defined is null.
 
-    Keys: ``tiers, sha256, estimator, areas, means, verified, floor, suites, verdict,
+    Keys: ``tiers, sha256, estimator, areas, means, usual, verified, floor, suites, verdict,
     reliability``.
     """
     found = {
@@ -66,6 +66,7 @@ def calibration_json(calibration: Calibration) -> dict[str, Any]:
         "estimator": calibration.estimator,
         "areas": dict(calibration.areas),
         "means": calibration.means.tolist(),
+        "usual": calibration.usual.tolist(),
         "verified": calibration.verified.tolist(),
         "floor": calibration.floor,
         "suites": dict(calibration.suites),
@@ -112,6 +113,7 @@ def load_calibration(folder: Path) -> Calibration:
             signals=_signals(content["signals"], len(tiers)),
             spec=stored.spec,
             means=np.array(content["means"], float),
+            usual=np.array(content.get("usual", content["means"]), float).reshape(len(tiers)),
             verified=np.array(content["verified"], float).reshape(len(tiers), 2),
             estimator=str(content["estimator"]),
             areas={name: _number(area) for name, area in content["areas"].items()},

@@ -20,8 +20,8 @@ from tierwise.routing.forecasts import Forecaster
 from tierwise.routing.policy import Policy, feasible_first
 from tierwise.routing.prices import Prices
 from tierwise.routing.prompts import context_needed, write_prompts
-from tierwise.routing.success import SuccessModel, by_quality
-from tierwise.routing.variants import USUAL_DIFFICULTY, Deriver, Variants, profile_of
+from tierwise.routing.success import USUAL_DIFFICULTY, SuccessModel, by_quality
+from tierwise.routing.variants import Deriver, Variants, profile_of
 from tierwise.runtime.chat import Call, Reply
 from tierwise.runtime.errors import (
     ConfigError,
@@ -250,8 +250,8 @@ class Router:
         """Chances of success by tier: of all calls where that is known, else of this one."""
         known = {}
         if self.calibration is not None:
-            means = self.calibration.means.tolist()
-            known = dict(zip(self.calibration.tiers, means, strict=True))
+            usual = self.calibration.usual.tolist()
+            known = dict(zip(self.calibration.tiers, usual, strict=True))
         expected = {**success, **known}
         if self._variants is not None:
             expected |= self._variants.chances(expected, difficulty)

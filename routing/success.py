@@ -18,6 +18,9 @@ from tierwise.runtime.family import Family, Tier
 PRIOR_TASKS = 8.0
 """How many measured tasks the prior weighs as much as."""
 
+USUAL_DIFFICULTY = 0.5
+"""Where a single one has to stand for all."""
+
 UNKNOWN_KL = 0.3
 """Assumed of tiers that were never measured against the base (adopted ones)."""
 
@@ -43,7 +46,30 @@ def narrowed(tier: Tier, success: float, difficulty: float) -> float:
 
 def by_quality(family: Family) -> tuple[Tier, ...]:
     """The tiers from the furthest from the base to the nearest (ties: the larger is better)."""
-    return tuple(sorted(family.tiers, key=lambda tier: (-_kl(tier), tier.bytes)))
+    distance = _distances(family)
+    return tuple(sorted(family.tiers, key=lambda tier: (-distance[tier.name], tier.bytes)))
+
+
+def _distances(family: Family) -> dict[str, float]:
+    """By tier name."""
+    nearest = min(family.tiers, key=lambda tier: (_kl(tier), -tier.bytes))
+    return {tier.name: _distance(tier, nearest) for tier in family.tiers}
+
+
+def _distance(tier: Tier, reference: Tier) -> float:
+    """From the base in nats a token, as far as it tells of success.
+
+    A student that was taught is far from the base in all that it was not taught, and may be as
+    good in what it was: of it, the divergence is told by the tasks of the build (`kept`, solved
+    for the KL) where both were measured on them.
+    """
+    own, best = tier.quality.tools, reference.quality.tools
+    if tier.lineage.distillation is None or own is None or best is None:
+        return _kl(tier)
+    right = (own.overall.value * own.overall.n + PRIOR_TASKS / 2) / (own.overall.n + PRIOR_TASKS)
+    best_right = best.overall.value * best.overall.n + PRIOR_TASKS / 2
+    share = right * (best.overall.n + PRIOR_TASKS) / best_right
+    return _kl(reference) - math.log(min(1.0, share)) / choices(USUAL_DIFFICULTY)
 
 
 def _kl(tier: Tier) -> float:
@@ -59,8 +85,8 @@ class SuccessModel:
 
     def __init__(self, family: Family) -> None:
         self._tiers = by_quality(family)
-        best = self._tiers[-1]
-        self._table = self._grades(best)
+        self._distances = _distances(family)
+        self._table = self._grades(self._tiers[-1])
 
     def _grades(self, best: Tier) -> dict[str, tuple[float, ...]]:
         """Success of every tier (in order of quality) at each grade."""
@@ -71,7 +97,8 @@ class SuccessModel:
                 reference = 0.5
             means, weights = [], []
             for tier in self._tiers:
-                prior = reference * kept(_kl(tier) - _kl(best), at)
+                further = self._distances[tier.name] - self._distances[best.name]
+                prior = reference * kept(further, at)
                 value, n = _measured(tier, grade)
                 mean = (PRIOR_TASKS * prior + n * (value or 0.0)) / (PRIOR_TASKS + n)
                 means.append(mean)

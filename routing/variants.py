@@ -42,9 +42,6 @@ MORE = 1.1
 RETRY_S = 600.0
 """After a failure, before anything is tried again."""
 
-USUAL_DIFFICULTY = 0.5
-"""Of the calls by which tiers are put in order."""
-
 
 class Deriver(Protocol):
     """Makes a cheaper variant of a tier, or finds it made.

@@ -96,6 +96,7 @@ def judge(
     lengths: Floats,
     groups: Sequence[Hashable] | None = None,
     floor: float = 0.9,
+    fixed: int | None = None,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Verdict:
@@ -111,6 +112,8 @@ def judge(
         lengths: Of the requests, shape (n,).
         groups: Of the prompts; copies of one say no more than one. All different by default.
         floor: Quality that is wanted, as a share of the best fixed tier's.
+        fixed: Number of the tier to use where routing is not worth it; by default the cheapest
+            that reaches the floor on these calls.
         draws: Of the bootstrap.
         seed: Of its draws.
 
@@ -137,7 +140,9 @@ def judge(
     names = list(range(n)) if groups is None else list(groups)
     numbers = group_numbers([names[i] for i in known])
     prompts = len(set(numbers.tolist()))
-    best_fixed = tiers[_best_fixed(y, spent, floor)] if len(y) else tiers[-1]
+    if fixed is None:
+        fixed = _best_fixed(y, spent, floor) if len(y) else len(tiers) - 1
+    best_fixed = tiers[fixed]
     reason = _hopeless(choice[known], y, prompts, tiers)
     if reason:
         return Verdict(False, reason, best_fixed, len(y), prompts, ())

@@ -11,7 +11,7 @@ import time
 
 from tierwise.runtime.resources import ResourceProbe, Resources, probe
 
-RECENT_S = 0.5
+RECENT_S = 1.0
 """Seconds for which a snapshot is good enough to decide by."""
 
 EVERY_S = 0.4

@@ -132,6 +132,7 @@ def made_calibration(*, route: bool = True, signals: Signals | None = None) -> C
         signals=signals,
         spec=PLAIN_SPEC,
         means=np.array([0.5, 0.8]),
+        usual=np.array([0.5, 0.8]),
         verified=np.array([[0.6, 0.1], [0.85, 0.2]]),
         estimator="structural_prior",
         areas={},

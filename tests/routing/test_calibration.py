@@ -69,6 +69,18 @@ def test_labels_that_are_noise_do_not_route(family: Family) -> None:
     assert chances[0] == pytest.approx({"small": 0.6, "large": 0.7}, abs=0.05)
 
 
+def test_the_luck_of_a_few_calls_does_not_choose_a_tier(family: Family) -> None:
+    """What the build measured counts beside them, and less and less as they grow."""
+    calls = {10: 0.0, 40: 0.0, 640: 0.0}
+    for count in calls:
+        (family.folder / "outcomes.sqlite").unlink(missing_ok=True)
+        found = calibrated(family, lambda hard, chance: (True, chance < 0.8), count)
+        raw, drawn = (np.diff(one)[0] for one in (found.means, found.usual))
+        assert found.usual[0] <= 1.0
+        calls[count] = (drawn - raw) / -raw
+    assert calls[10] > 0.5 > calls[640] and calls[10] > calls[40] > calls[640] > 0
+
+
 @pytest.mark.parametrize("passed", [True, False])
 def test_one_class_only(family: Family, passed: bool) -> None:
     found = calibrated(family, lambda hard, chance: (passed, passed))

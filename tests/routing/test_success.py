@@ -12,7 +12,8 @@ from family_factory import make_quality
 
 from tierwise.routing.difficulty import GRADE_AT, choices
 from tierwise.routing.success import PRIOR_TASKS, UNKNOWN_KL, SuccessModel, by_quality, isotonic
-from tierwise.runtime.family import Quality
+from tierwise.runtime.family import Quality, Tier
+from tierwise.runtime.lineage import Distillation
 
 GRADES = tuple(GRADE_AT)
 
@@ -75,6 +76,39 @@ def test_order_of_quality() -> None:
         ("twin", 90, make_quality(0.1)),
     )
     assert [tier.name for tier in by_quality(mixed)] == ["far", "adopted", "near", "twin", "base"]
+
+
+def test_a_taught_student_is_ranked_by_what_it_can_do() -> None:
+    """Not by its divergence, which is that of all that it was not taught."""
+
+    def ranked(right: float) -> tuple[list[str], float]:
+        made = family(
+            ("student", 30, make_quality(2.0, same(right), 100)),
+            ("coarse", 50, make_quality(0.1, same(0.4), 100)),
+            ("base", 100, make_quality(0.0, same(0.6), 100)),
+        )
+        tiers = [taught(tier) if tier.name == "student" else tier for tier in made.tiers]
+        made = made.model_copy(update={"tiers": tuple(tiers)})
+        return [tier.name for tier in by_quality(made)], SuccessModel(made)(0.5)["student"]
+
+    assert ranked(0.58)[0] == ["coarse", "student", "base"]
+    assert ranked(0.1)[0] == ["student", "coarse", "base"]
+    assert ranked(0.7)[0] == ["coarse", "student", "base"]  # no better than what taught it
+    assert ranked(0.1)[1] < ranked(0.3)[1] < ranked(0.58)[1] == pytest.approx(0.58, abs=0.03)
+
+
+def taught(tier: Tier) -> Tier:
+    training = Distillation(
+        teacher_sha256="0" * 64,
+        loss="forward_kl",
+        steps=1,
+        tokens=1,
+        seconds=1.0,
+        kl_before=3.0,
+        kl_after=2.0,
+    )
+    lineage = tier.lineage.model_copy(update={"distillation": training})
+    return tier.model_copy(update={"lineage": lineage})
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -216,9 +216,9 @@ def test_a_damaged_variant_is_refused_and_made_anew(
 def test_one_that_is_no_better_than_what_fits_is_dropped_for_good(
     opened: Open, family: Family, machine: Machine
 ) -> None:
-    """By its calibrated mean, the tier is hardly better than the small one."""
+    """By its calibrated chance, the tier is hardly better than the small one."""
     calibration = made_calibration()
-    calibration.means[:] = [0.7999, 0.8]
+    calibration.usual[:] = [0.7999, 0.8]
     machine.left = scarce(family)
     router = opened(family, calibration=calibration)
     under_pressure(router)
@@ -241,7 +241,7 @@ def test_a_tier_that_calibration_finds_no_better_is_not_worth_a_try(
     opened: Open, family: Family, machine: Machine
 ) -> None:
     calibration = made_calibration()
-    calibration.means[:] = [0.8, 0.8]
+    calibration.usual[:] = [0.8, 0.8]
     machine.left = scarce(family)
     router = opened(family, calibration=calibration)
     under_pressure(router, 2 * PATIENCE)

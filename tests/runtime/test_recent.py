@@ -53,7 +53,7 @@ def test_the_thread_rests_when_nobody_asks_and_starts_again(
     count = len(asked.threads)
     time.sleep(0.1)
     assert len(asked.threads) == count
-    time.sleep(max(0.0, RECENT_S - 0.1))
+    time.sleep(RECENT_S)
     assert probe().available_bytes == count + 1
     assert _own(probe)
 
