@@ -11,8 +11,10 @@ router where the verdict is for it, else the cheapest fixed tier whose usual cha
 learned from) is that of the best tier times the quality. ``quality_retained``: share of calls
 answered rightly ÷ that of always asking the largest tier (the one of most bytes).
 ``seconds_saved``: share of its seconds. ``verdict_route``: in how many runs routing beat all
-controls. ``cascade_gain``: by how much the area under quality over cost is larger where replies
-that their tier was not sure of go on to the next one, the second call being paid for.
+controls. ``cascade_gain``: by how much the area under quality over cost (over prices of a second)
+is larger where replies go on to a better tier that is worth its price, once it is known how sure
+their tier was and whether verification found fault; the second call is paid for. It is in terms of
+the gap between the cheapest tier and the best one; with its standard error over the runs.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ from tierwise.routing.labelled import Labelled, labelled
 from tierwise.routing.metrics import aiq
 from tierwise.runtime.profile import family_profiles
 
-THRESHOLDS = tuple(round(step / 20, 2) for step in range(21))
+PRICES = (0.0, *np.geomspace(0.005, 2.0, 40).tolist())
+"""Of a second, in right answers."""
 
 
 def main() -> None:
@@ -67,7 +70,12 @@ def main() -> None:
             for how, of in (("routed", routed), ("as_decided", as_decided))
         }
     gains = [cascade_gain(found, data, t) for found, t in zip(runs, tests, strict=True)]
-    figures["cascade_gain"] = spread(gains)
+    error = float(np.std(gains) / np.sqrt(len(gains)))
+    figures["cascade_gain"] = {
+        "mean": round(float(np.mean(gains)), 4),
+        "standard_error": round(error, 4),
+        **spread(gains),
+    }
     figures["estimators"] = [found.estimator for found in runs]
     figures["verdict_route"] = sum(found.verdict.route for found in runs)
     figures["verdict"] = runs[0].verdict.reason
@@ -110,23 +118,34 @@ def against_largest(choice: Any, data: Labelled, test: Any, family: Family) -> d
 
 
 def cascade_gain(found: Calibration, data: Labelled, test: Any) -> float:
-    """Area of route and cascade less that of routing alone."""
+    """Area of route and cascade less that of routing alone, in terms of the gap."""
     if found.signals is None:
         return 0.0
     predicted, cost = found.judged.predicted, found.judged.cost
-    right, spent, sure = data.y[test], data.spent[test], data.sure[test]
-    order = np.argsort(spent.mean(axis=0))
-    best = int(np.argmax(found.means))
-    after = found.signals.after(predicted, sure)
+    right, spent = data.y[test], data.spent[test]
+    later = found.signals.after(predicted, data.sure[test], data.problems[test])
+    rank = np.argsort(np.argsort(found.usual))
     rows = np.arange(len(test))
     curves: dict[str, list[tuple[float, float]]] = {"route": [], "cascade": []}
-    for threshold in THRESHOLDS:
-        choice = cheapest_that_will_do(predicted, cost, threshold)
-        once = spent[rows, choice], right[rows, choice]
-        curves["route"].append((once[0].mean(), once[1].mean()))
-        doubted = (after[rows, choice] < threshold * predicted[rows, best]) & (choice != best)
-        seconds = once[0] + doubted * spent[rows, best]
-        quality = np.where(doubted, right[rows, best], once[1])
+    for price in PRICES:
+        choice = (predicted - price * cost).argmax(axis=1)
+        seconds, quality = spent[rows, choice].copy(), right[rows, choice].copy()
+        curves["route"].append((seconds.mean(), quality.mean()))
+        for row in rows:
+            tier = choice[row]
+            while (rivals := np.flatnonzero(rank > rank[tier])).size:
+                chances = [
+                    found.signals.instead(
+                        tier, later[row, tier, None], rival, predicted[row, rival, None]
+                    )[0]
+                    for rival in rivals
+                ]
+                values = np.array(chances) - price * cost[row, rivals]
+                if values.max() <= later[row, tier]:
+                    break
+                tier = rivals[values.argmax()]
+                seconds[row] += spent[row, tier]
+                quality[row] = right[row, tier]
         curves["cascade"].append((seconds.mean(), quality.mean()))
     ends = spent.mean(axis=0)
     areas = {
@@ -135,7 +154,8 @@ def cascade_gain(found: Calibration, data: Labelled, test: Any) -> float:
         )
         for name, points in curves.items()
     }
-    gap = right[:, best].mean() - right[:, int(order[0])].mean()
+    shares = right.mean(axis=0)
+    gap = shares.max() - shares[int(ends.argmin())]
     return float((areas["cascade"] - areas["route"]) / gap) if gap > 0 else 0.0
 
 

@@ -126,17 +126,34 @@ class Calibration:
         row = self.chances(call_features(call, prompt)[None])[0]
         return dict(zip(self.tiers, row.tolist(), strict=True))
 
-    def after(self, tier: str, chance: float, margins: Sequence[float]) -> float | None:
+    def after(
+        self, tier: str, chance: float, margins: Sequence[float], *, problem: bool = False
+    ) -> float | None:
         """A reply's chance of being right; None where nothing is known of that.
 
         Args:
             tier: That replied.
             chance: Before it did.
             margins: As of `Reply`; remote tiers tell none.
+            problem: Whether verification found fault with it.
         """
         if self.signals is None or tier not in self.tiers or not margins:
             return None
-        return self.signals(self.tiers.index(tier), chance, margins)
+        return self.signals(self.tiers.index(tier), chance, margins, problem=problem)
+
+    def instead(self, tier: str, later: float, rival: str, chance: float) -> float:
+        """Another tier's chance, once a reply is there that is right with a chance of ``later``.
+
+        Args:
+            tier: That replied.
+            later: From `after`.
+            rival: The other one.
+            chance: Its own before that was known.
+        """
+        if self.signals is None or not {tier, rival} <= set(self.tiers):
+            return chance
+        own, other = self.tiers.index(tier), self.tiers.index(rival)
+        return float(self.signals.instead(own, np.array([later]), other, np.array([chance]))[0])
 
     def chances(self, x: Floats) -> Floats:
         """Of features of shape (m, columns): shape (m, tiers)."""
@@ -241,7 +258,8 @@ def fit_calibration(
         before = predictor.predict(data.x[rows])
         curves = TierCurves.fit(before, data.y[rows])
         # A curve knows these outcomes already, but has few steps to tell them by.
-        signals = Signals.fit(curves(before), data.sure[rows], data.y[rows])
+        known = curves(before), data.sure[rows], data.problems[rows]
+        signals = Signals.fit(*known, data.y[rows])
     test = parts.test
     raw = predictor.predict(data.x[test]) if len(test) else np.zeros((0, len(names)))
     predicted = raw if curves is None or not len(test) else curves(raw)

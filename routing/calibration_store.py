@@ -27,7 +27,7 @@ from tierwise.runtime.family import Family
 from tierwise.runtime.files import sha256_of, write_atomically
 
 ARRAYS, FOUND = "calibration.npz", "calibration.json"
-FORMAT = "tierwise-calibration-1"
+FORMAT = "tierwise-calibration-2"
 
 log = logging.getLogger("tierwise.routing")
 
@@ -47,7 +47,7 @@ def save_calibration(folder: Path, calibration: Calibration) -> Path:
         "curves": None
         if calibration.curves is None
         else [_lists(curve.arrays()) for curve in calibration.curves.curves],
-        "signals": None if calibration.signals is None else calibration.signals.weights.tolist(),
+        "signals": None if calibration.signals is None else _lists(asdict(calibration.signals)),
         "judged": _lists(asdict(calibration.judged)),
     }
     write_atomically(folder / FOUND, json.dumps(_plain(content), indent=1) + "\n")
@@ -113,7 +113,7 @@ def load_calibration(folder: Path) -> Calibration:
             signals=_signals(content["signals"], len(tiers)),
             spec=stored.spec,
             means=np.array(content["means"], float),
-            usual=np.array(content.get("usual", content["means"]), float).reshape(len(tiers)),
+            usual=np.array(content["usual"], float).reshape(len(tiers)),
             verified=np.array(content["verified"], float).reshape(len(tiers), 2),
             estimator=str(content["estimator"]),
             areas={name: _number(area) for name, area in content["areas"].items()},
@@ -176,10 +176,13 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _signals(weights: Any, tiers: int) -> Signals | None:
-    if weights is None:
+def _signals(found: Any, tiers: int) -> Signals | None:
+    if found is None:
         return None
-    return Signals(np.array(weights, float).reshape(tiers, SURENESS + 2))
+    return Signals(
+        np.array(found["weights"], float).reshape(tiers, SURENESS + 3),
+        np.array(found["rivals"], float).reshape(tiers, tiers, 3),
+    )
 
 
 def _number(value: Any) -> float:

@@ -169,7 +169,7 @@ class _Cascade:
         if not self._done:
             return _Try(self, self._decide(None))
         last = self._done[-1]
-        if last.may_be_given_up and (last.outcome.problem or last.outcome.doubt):
+        if last.escalates:
             try:
                 return _Try(self, self._decide(last), hint=self._latest_tokens())
             except NoFeasibleTierError:
@@ -261,7 +261,7 @@ class _Try:
         self.call = decision.call or cascade.call
         self.decision = decision
         self._hint = hint
-        self.shown = False
+        self.shown = self.escalates = False
         self._held: list[Piece] = []
         self._cascade = cascade
         self._router = cascade.router
@@ -339,8 +339,11 @@ class _Try:
         """Verifies the whole reply."""
         seconds = time.perf_counter() - self._began
         problem, doubt = verify(self.call, reply), ""
-        if not problem and self.may_be_given_up:
+        if self.may_be_given_up and problem:
+            self.escalates = self._router.pays(self.decision, reply, self._cascade.budget)
+        elif self.may_be_given_up:
             doubt = self._router.doubt(self.decision, reply, self._cascade.budget)
+            self.escalates = bool(doubt)
         self.outcome = Attempt(
             self.decision, reply, seconds, problem, self._load_s, self._events, doubt
         )

@@ -18,8 +18,8 @@ from tierwise.routing.decision_log import DecisionLog
 from tierwise.routing.difficulty import DifficultyEstimator, structural_difficulty
 from tierwise.routing.forecasts import Forecaster
 from tierwise.routing.policy import Policy, feasible_first
-from tierwise.routing.prices import Prices
 from tierwise.routing.prompts import context_needed, write_prompts
+from tierwise.routing.second_chances import SecondChances
 from tierwise.routing.success import USUAL_DIFFICULTY, SuccessModel, by_quality
 from tierwise.routing.variants import Deriver, Variants, profile_of
 from tierwise.runtime.chat import Call, Reply
@@ -264,24 +264,23 @@ class Router:
         the budget's quality asks of the best tier that could still answer. Where the budget sets
         prices, a better tier is asked if what it is likely to gain is worth more than its call.
         """
-        if self.calibration is None or not self.calibration.verdict.route:
-            return ""
-        own = decision.forecast
-        chance = self.calibration.after(own.tier, own.success, reply.margins)
-        names = {tier.name for tier in self.better_than(own.tier)}
-        better = [f for f in decision.forecasts if f.tier in names and f.within_reach]
-        if chance is None or not better:
-            return ""
-        said = f"by how sure it was, it is right with a chance of {chance:.0%}"
-        budget, _ = self._granted(budget, self._probe())
-        floor = budget.quality * max(f.success for f in better)
-        if chance < floor:
-            return f"{said}, and {floor:.0%} are wanted"
-        prices = Prices.of(budget)
-        best = max(better, key=prices.value)
-        if prices.success and prices.value(best) > chance:
-            return f"{said}, and {best.tier} is worth {prices.value(best):.2f}"
-        return ""
+        known = self._second_chances(decision, reply, problem=False)
+        return "" if known is None else known.doubt(self._granted(budget, self._probe())[0])
+
+    def pays(self, decision: Decision, reply: Reply, budget: Budget) -> bool:
+        """Whether a better tier should be asked after a reply that verification found fault with.
+
+        It should, unless the budget sets prices, and it is known from calibration that such calls
+        are hardly ever answered rightly by any tier.
+        """
+        known = self._second_chances(decision, reply, problem=True)
+        return known is None or known.pays(self._granted(budget, self._probe())[0])
+
+    def _second_chances(
+        self, decision: Decision, reply: Reply, *, problem: bool
+    ) -> SecondChances | None:
+        better = {tier.name for tier in self.better_than(decision.forecast.tier)}
+        return SecondChances.of(self.calibration, decision, reply, better, problem=problem)
 
     def feedback(self, answer_id: str, ok: bool) -> None:
         """What a user says of a reply: later calls are forecast accordingly, and it is logged.

@@ -1,8 +1,10 @@
-"""What a finished reply says of itself: how sure its tier was of the tokens that it chose.
+"""What a finished reply says of itself, and of those that could be had in its place.
 
 The margin of a token is by how much it led the next one. Tokens that a grammar forced have none,
-so that of a tool call only the content counts and not its structure. Margins and the chance that
-the reply had before it was made are joined by a logistic regression for each tier.
+so that of a tool call only the content counts and not its structure. Margins, whether verification
+found fault, and the chance that the reply had before it was made are joined by a logistic
+regression for each tier. A second one tells how likely another tier then is to be right: a call
+that one tier has failed at is a hard one, and others fail at it more often, too.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tierwise.routing.estimators_linear import logistic
 from tierwise.routing.representation import Floats
@@ -31,38 +34,82 @@ class Signals:
     """Chances of being right once a reply is there.
 
     Attributes:
-        weights: For log-odds, smallest and mean margin, and the intercept, shape (tiers, 4).
+        weights: For log-odds, smallest and mean margin, a problem, and the intercept, shape
+            (tiers, 5).
+        rivals: Of the chance of a second tier (last but one axis) after a reply of the first: for
+            the log-odds of its own before, for those of the reply, and the intercept, shape
+            (tiers, tiers, 3).
     """
 
     weights: Floats
+    rivals: Floats
 
     @classmethod
-    def fit(cls, chances: Floats, sure: Floats, y: Floats) -> Signals:
+    def fit(cls, chances: Floats, sure: Floats, problems: NDArray[np.bool_], y: Floats) -> Signals:
         """Learns from calls that the chances were not learned from.
 
         Args:
             chances: Before the replies, shape (n, tiers).
             sure: From `sureness`, shape (n, tiers, 2).
+            problems: Whether `verify` finds fault with the replies, shape (n, tiers).
             y: Which were right, shape (n, tiers).
         """
-        rows = []
-        for tier in range(chances.shape[1]):
-            z = np.column_stack((_log_odds(chances[:, tier]), sure[:, tier]))
-            slopes, intercept, _ = logistic(z, y[:, tier], np.ones(len(z)))
-            rows.append([*slopes.tolist(), intercept])
-        return cls(np.array(rows))
+        n, tiers = chances.shape
+        every = np.ones(n)
 
-    def __call__(self, tier: int, chance: float, margins: Sequence[float]) -> float:
+        def learned(z: Floats, right: Floats) -> list[float]:
+            slopes, intercept, _ = logistic(z, right, every)
+            return [*slopes.tolist(), float(intercept)]
+
+        before = _log_odds(chances)
+        rows = [
+            learned(np.column_stack((before[:, t], sure[:, t], problems[:, t])), y[:, t])
+            for t in range(tiers)
+        ]
+        found = cls(np.array(rows), unmoved(tiers))
+        later = _log_odds(found.after(chances, sure, problems))
+        rivals = [
+            [learned(np.column_stack((before[:, r], later[:, t])), y[:, r]) for r in range(tiers)]
+            for t in range(tiers)
+        ]
+        return cls(found.weights, np.array(rivals))
+
+    def __call__(
+        self, tier: int, chance: float, margins: Sequence[float], *, problem: bool = False
+    ) -> float:
         """Of one reply of the tier of that number, which had this chance before."""
+        shape = (1, len(self.weights))
         sure = np.array([[sureness(margins)] * len(self.weights)])
-        return float(self.after(np.full((1, len(self.weights)), chance), sure)[0, tier])
+        return float(self.after(np.full(shape, chance), sure, np.full(shape, problem))[0, tier])
 
-    def after(self, chances: Floats, sure: Floats) -> Floats:
+    def after(self, chances: Floats, sure: Floats, problems: NDArray[np.bool_]) -> Floats:
         """Of replies of every tier, shape (n, tiers); arguments as of `fit`."""
-        z = np.concatenate((_log_odds(chances)[..., None], sure), axis=2)
-        odds = (z * self.weights[:, :-1]).sum(axis=2) + self.weights[:, -1]
-        later: Floats = 1 / (1 + np.exp(-odds))
-        return later
+        z: Floats = np.concatenate(
+            (_log_odds(chances)[..., None], sure, problems[..., None]), axis=2
+        )
+        return _chance((z * self.weights[:, :-1]).sum(axis=2) + self.weights[:, -1])
+
+    def instead(self, tier: int, later: Floats, rival: int, chances: Floats) -> Floats:
+        """How likely another tier is to be right, shape (n,).
+
+        Args:
+            tier: Number of the one that has replied.
+            later: Chances of its replies, from `after`, shape (n,).
+            rival: Number of the other one.
+            chances: Its own before that was known, shape (n,).
+        """
+        own, other, intercept = self.rivals[tier, rival].tolist()
+        return _chance(own * _log_odds(chances) + other * _log_odds(later) + intercept)
+
+
+def unmoved(tiers: int) -> Floats:
+    """`Signals.rivals` of tiers that fail independently of each other."""
+    return np.tile(np.array([1.0, 0.0, 0.0]), (tiers, tiers, 1))
+
+
+def _chance(odds: Floats) -> Floats:
+    chance: Floats = 1 / (1 + np.exp(-odds))
+    return chance
 
 
 def _log_odds(chance: Floats) -> Floats:

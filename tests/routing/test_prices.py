@@ -30,7 +30,7 @@ from tierwise.routing.decision import Decision, Forecast
 from tierwise.routing.policy import feasible_first
 from tierwise.routing.prices import JOULE_SECONDS, Prices
 from tierwise.routing.router import Router
-from tierwise.routing.signals import Signals
+from tierwise.routing.signals import Signals, unmoved
 from tierwise.runtime.chat import Call, Message, Reply
 from tierwise.runtime.errors import ConfigError, NoFeasibleTierError
 from tierwise.runtime.family import Family
@@ -310,8 +310,11 @@ def test_the_joules_of_a_call_are_limited(family: Family, pool: Pool, machine: M
 
 def test_an_escalation_has_the_joules_that_are_left(tmp_path: Path) -> None:
     family = scripted_pair(tmp_path, FRUIT)
-    never, always = [0.0, 0.0, 0.0, -9.0], [0.0, 0.0, 0.0, 9.0]  # sure of nothing, or of all
-    doubting = made_calibration(signals=Signals(np.array([never, always])))
+    never, always = (
+        [0.0, 0.0, 0.0, 0.0, -9.0],
+        [0.0, 0.0, 0.0, 0.0, 9.0],
+    )  # sure of nothing, or of all
+    doubting = made_calibration(signals=Signals(np.array([never, always]), unmoved(2)))
     seen: list[float | None] = []
 
     def policy(
@@ -440,7 +443,8 @@ def test_where_routing_does_not_pay_an_average_chooses_a_fixed_tier(tmp_path: Pa
 
 def test_with_prices_a_doubtful_reply_must_be_worth_a_second_call(tmp_path: Path) -> None:
     family = two_tiers(tmp_path)
-    signals = Signals(np.array([[0.0, 0.0, 0.0, -1.0], [0.0, 0.0, 0.0, 9.0]]))  # small: 0.27
+    weights = np.array([[0.0, 0.0, 0.0, 0.0, -1.0], [0.0, 0.0, 0.0, 0.0, 9.0]])  # small: 0.27
+    signals = Signals(weights, unmoved(2))
     found = made_calibration(signals=signals)
     with Pool(family, probe=lambda: PLENTY, threads=1) as pool:
         router = Router(family, pool, probe=lambda: PLENTY, calibration=found)
