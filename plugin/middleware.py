@@ -37,7 +37,8 @@ class TierRoutingMiddleware(AgentMiddleware[Any, Any, Any]):
 
     Args:
         seconds_per_run: For all model calls of a run together, from the user's message on. What
-            a step does not use, later ones may. None for no limit.
+            a step does not use, later ones may. Tiers are chosen by a step's share, as they are
+            forecast; no reply is cut short for it. None for no limit.
         joules_per_run: Energy of this machine, likewise: as forecast, for as long as calls took.
         tokens_per_run: Of all replies together, likewise. A step's share is the longest that its
             reply may be.
