@@ -11,7 +11,7 @@ from pathlib import Path
 from stat import S_ISREG
 
 from tierwise.runtime.context import Context, KVType, keeps_apart
-from tierwise.runtime.errors import ModelNotFoundError
+from tierwise.runtime.errors import ModelNotFoundError, OutOfMemoryError
 from tierwise.runtime.llama import Model
 from tierwise.runtime.scheduler import OUTPUTS, SEQUENCES
 from tierwise.runtime.tensors import mapped_bytes, mostly_repacked, read_tensors
@@ -140,15 +140,21 @@ def _reckon(
         apart = keeps_apart(model)
         sequences = slots if apart else SEQUENCES
         for size in _doublings(n_ctx, model.context_tokens):
-            with Context(
-                model,
-                size,
-                threads=1,
-                sequences=sequences,
-                apart=apart,
-                outputs=outputs,
-                kv_type=kv_type,
-            ) as context:
+            try:
+                context = Context(
+                    model,
+                    size,
+                    threads=1,
+                    sequences=sequences,
+                    apart=apart,
+                    outputs=outputs,
+                    kv_type=kv_type,
+                )
+            except OutOfMemoryError:
+                if size == n_ctx:
+                    raise
+                break  # nobody asked for so large a one yet
+            with context:
                 log = context.open_log
                 # llama.cpp begins with an output for each sequence, and grows when more are wanted.
                 rows = context.max_outputs / sequences

@@ -9,14 +9,21 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_models import write_scripted_gguf, write_tiny_gguf
 
 from tierwise.compression.quantize import quantize
 from tierwise.compression.source import resolve_base
+from tierwise.runtime import memory
 from tierwise.runtime.context import Context, KVType
-from tierwise.runtime.errors import DamagedModelError, ModelNotFoundError, UnsupportedModelError
+from tierwise.runtime.errors import (
+    DamagedModelError,
+    ModelNotFoundError,
+    OutOfMemoryError,
+    UnsupportedModelError,
+)
 from tierwise.runtime.llama import Model
 from tierwise.runtime.memory import OVERHEAD_BYTES, predict_memory
 
@@ -71,6 +78,7 @@ def test_the_prediction_is_what_is_allocated(
 HOLD = """
 import gc, sys
 from pathlib import Path
+from typing import Any
 from tierwise.runtime.context import Chunk, Context
 from tierwise.runtime.grammar import GrammarCompiler
 from tierwise.runtime.llama import Model
@@ -185,6 +193,37 @@ def test_a_longer_context_needs_more(tiny_gguf: Path) -> None:
     rounding = 0.02 * 2**20  # the log has two decimals
     assert long.kv_bytes == pytest.approx(2 * short.kv_bytes, abs=rounding)
     assert long.weights_bytes == short.weights_bytes
+
+
+def test_what_a_conversation_may_grow_to_is_known_beforehand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_tiny_gguf(tmp_path / "a.gguf", context=3000)
+    predict_memory(path, 512)
+    with monkeypatch.context() as patched:
+        patched.delattr(memory, "_reckon")
+        grown = {size: predict_memory(path, size) for size in (1024, 2048, 3000)}
+        with pytest.raises(NameError):
+            predict_memory(path, 256)
+    monkeypatch.setattr(memory, "_known", {})
+    assert grown == {size: predict_memory(path, size) for size in grown}
+
+
+def test_a_context_too_large_to_be_had_harms_no_smaller_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_tiny_gguf(tmp_path / "a.gguf", context=2048)
+    whole = memory.Context
+
+    def small(model: Model, n_ctx: int, **options: Any) -> Context:
+        if n_ctx > 512:
+            raise OutOfMemoryError("too large")
+        return whole(model, n_ctx, **options)
+
+    monkeypatch.setattr(memory, "Context", small)
+    assert predict_memory(path, 512).kv_bytes > 0
+    with pytest.raises(OutOfMemoryError, match="too large"):
+        predict_memory(path, 1024)
 
 
 def test_a_quantized_cache_needs_half(tmp_path: Path) -> None:
