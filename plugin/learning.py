@@ -209,7 +209,7 @@ class _Run:
         if begun is None:
             plan = make_syllabus(found, self.family, self.tier.name, seed=self.config.seed)
             begun = _Begun(
-                learned=tuple(map(_Lesson.of, plan.learned)),
+                learned=tuple(map(_Lesson.of, (*plan.learned, *plan.reviewed))),
                 judged=tuple(map(_Lesson.of, (*plan.held_out, *plan.kept))),
             )
             if (known := self._known(begun)) is not None:

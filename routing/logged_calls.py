@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,12 +86,15 @@ class Syllabus:
     Args:
         tier: Its name.
         learned: Calls to learn.
-        held_out: Calls to judge on, of other groups.
-        kept: Calls that the tier did right by itself, said the user: to judge on as well.
+        reviewed: Calls that the tier did right by itself, said the user: what is taught without
+            them, it forgets.
+        held_out: Calls to judge on, of other groups than those that are taught.
+        kept: Calls that it did right by itself, to judge on as well.
     """
 
     tier: str
     learned: tuple[RightCall, ...]
+    reviewed: tuple[RightCall, ...]
     held_out: tuple[RightCall, ...]
     kept: tuple[RightCall, ...]
 
@@ -213,17 +216,28 @@ def make_syllabus(found: RightCalls, family: Family, tier: str, *, seed: int = 0
             f"to teach {name!r}, {FEWEST_PROMPTS} different prompts that a better tier answered "
             f"rightly are needed, and there are {prompts}: {_told(found)}"
         )
-    groups = [one.group for one in calls]
-    strata = [bool(one.reply.tool_calls) for one in calls]
-    parts = split(groups, strata, shares=(1 - HELD_OUT, 0.0, HELD_OUT), seed=seed)
-    learned = [calls[row] for row in sorted([*parts.fit, *parts.calibrate])]
+    learned, held_out = _parted(calls, seed)
     known = {one.group for one in learned}
+    held = {one.group for one in held_out}
+    reviewed, kept = _parted([one for one in kept if one.group not in known], seed)
     return Syllabus(
         tier=name,
         learned=tuple(learned),
-        held_out=tuple(calls[row] for row in parts.test[-MOST_HELD_OUT:]),
-        kept=tuple(one for one in kept if one.group not in known),
+        reviewed=tuple(one for one in reviewed if one.group not in held),
+        held_out=tuple(held_out[-MOST_HELD_OUT:]),
+        kept=tuple(kept),
     )
+
+
+def _parted(calls: Sequence[RightCall], seed: int) -> tuple[list[RightCall], list[RightCall]]:
+    """To teach and to hold out."""
+    if not calls:
+        return [], []
+    groups = [one.group for one in calls]
+    strata = [bool(one.reply.tool_calls) for one in calls]
+    parts = split(groups, strata, shares=(1 - HELD_OUT, 0.0, HELD_OUT), seed=seed)
+    taught = sorted([*parts.fit, *parts.calibrate])
+    return [calls[row] for row in taught], [calls[row] for row in parts.test]
 
 
 def _taught_by(one: RightCall, family: Family) -> list[str]:

@@ -123,13 +123,20 @@ def test_confirmed_calls_alone_choose_the_cheapest(tmp_path: Path, family: Famil
 
 
 def test_calls_teach_only_cheaper_tiers(tmp_path: Path, family: Family) -> None:
-    own = Row(ask("kept"), Reply("right"), tiers=("middle",), feedback=True)
-    calls = found(tmp_path, *many(30, ("small", "far")), *many(9, ("small", "middle"), "to"), own)
+    right = {"tiers": ("middle",), "feedback": True}
+    own = [Row(ask(f"own {word}"), Reply("right"), **right) for word in WORDS]
+    calls = found(tmp_path, *many(30, ("small", "far")), *many(9, ("small", "middle"), "to"), *own)
     plan = make_syllabus(calls, family, "middle")
     assert {one.tier for one in (*plan.learned, *plan.held_out)} == {"far"}
     assert len(plan.learned) + len(plan.held_out) == 30
-    assert [one.call.messages[0].content for one in plan.kept] == ["kept"]
-    assert len(make_syllabus(calls, family, "small").learned) == round(40 * (1 - HELD_OUT))
+    # What it did right itself is taught too, lest it forget; but for those that it is judged on.
+    assert {one.tier for one in (*plan.reviewed, *plan.kept)} == {"middle"}
+    assert len(plan.reviewed) + len(plan.kept) == len(WORDS)
+    assert len(plan.kept) == round(len(WORDS) * HELD_OUT)
+    groups = [{one.group for one in part} for part in (plan.reviewed, plan.kept, plan.held_out)]
+    assert not groups[0] & (groups[1] | groups[2])
+    below = make_syllabus(calls, family, "small")
+    assert len(below.learned) == round((39 + len(WORDS)) * (1 - HELD_OUT)) and not below.reviewed
     # The best local tier learns from a remote one alone; nobody learns from a stranger.
     assert make_syllabus(calls, family, "large").learned
     strange = found(tmp_path / "other", *many(30, ("small", "stranger")))
