@@ -32,7 +32,8 @@ from tierwise import Budget, ChatTierwise, Family
 from tierwise.compression.source import resolve_base
 from tierwise.evaluation.task_generator import generate_tasks
 from tierwise.evaluation.tool_catalog import CATALOGS
-from tierwise.routing.calibration import Calibration, fit_calibration
+from tierwise.routing.calibration import Calibration
+from tierwise.routing.calibration_fit import fit_calibration
 from tierwise.routing.calibration_store import save_calibration
 from tierwise.routing.features import call_features
 from tierwise.routing.labelled import Labelled

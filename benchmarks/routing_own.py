@@ -27,12 +27,8 @@ from common import arguments, report, say, spread
 
 from tierwise import Family
 from tierwise.evaluation.outcomes import OUTCOMES, OutcomeStore
-from tierwise.routing.calibration import (
-    Calibration,
-    fit_calibration,
-    parts_of,
-    usual_chances,
-)
+from tierwise.routing.calibration import Calibration
+from tierwise.routing.calibration_fit import fit_calibration, parts_of, usual_chances
 from tierwise.routing.controls import cheapest_that_will_do
 from tierwise.routing.labelled import Labelled, labelled
 from tierwise.routing.metrics import aiq

@@ -14,7 +14,8 @@ from tierwise.evaluation.collect import (
 from tierwise.evaluation.outcomes import OUTCOMES, OutcomeStore
 from tierwise.evaluation.remote_calls import timed_profile
 from tierwise.evaluation.suites import Suite
-from tierwise.routing.calibration import Calibration, fit_calibration
+from tierwise.routing.calibration import Calibration
+from tierwise.routing.calibration_fit import fit_calibration
 from tierwise.routing.calibration_store import save_calibration
 from tierwise.routing.labelled import labelled
 from tierwise.runtime.errors import ConfigError
@@ -66,6 +67,8 @@ def calibrate_family(
         floor: Share of the best tier's quality that routing is to keep.
         seed: Of splits and draws.
         threads: For llama.cpp.
+        progress: Told of each tier's turn, and of the learning, which takes half a minute for a
+            thousand calls.
         note: Called with which remote tier was left out, and why, in English.
 
     Returns:
@@ -105,6 +108,8 @@ def calibrate_family(
         judge_by(members[::-1], suites, store)
         data = labelled(store, members, family_profiles(family))
         _time_remotes(members, store)
+    if progress is not None:
+        progress(f"learning from {len(data)} calls", 1.0)
     found = fit_calibration(data, family, members, floor=floor, seed=seed)
     save_calibration(family.folder, found)
     if note is not None:

@@ -1,13 +1,7 @@
-"""What outcomes teach about routing: chances of success, how honest they are, whether it pays.
-
-Calls are split by groups into three parts. Estimators learn on the first; which of them is best
-is found by cross-validation within it. Their chances are made honest on the second. The third
-judges: reliability, the verdict for or against routing, and what can be promised.
-"""
+"""What a family's outcomes have taught: chances of success, how honest, and whether it pays."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -16,40 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tierwise.routing.budget import Budget
-from tierwise.routing.controls import cheapest_that_will_do
-from tierwise.routing.estimators import Estimator, SuccessPredictor
-from tierwise.routing.estimators_linear import Logistic, RidgeGain
-from tierwise.routing.estimators_neighbours import GuardedKNN
-from tierwise.routing.estimators_prior import StructuralPrior
-from tierwise.routing.features import PLAIN_SPEC, FeatureSpec, call_features
-from tierwise.routing.isotonic import Reliability, TierCurves, reliability
-from tierwise.routing.labelled import Labelled
-from tierwise.routing.metrics import Curve, Sweep
+from tierwise.routing.estimators import SuccessPredictor
+from tierwise.routing.features import FeatureSpec, call_features
+from tierwise.routing.isotonic import Reliability, TierCurves
 from tierwise.routing.price_search import Price, price_for_quality, price_for_seconds
 from tierwise.routing.representation import Floats
 from tierwise.routing.risk import Guarantee, guarantee
 from tierwise.routing.signals import Signals
-from tierwise.routing.splits import Split, folds, split
-from tierwise.routing.verdict import Verdict, judge
+from tierwise.routing.verdict import Verdict
 from tierwise.runtime.chat import Call
 from tierwise.runtime.errors import ConfigError
 from tierwise.runtime.family import Family, Tier
 from tierwise.runtime.remote_tier import RemoteTier
 
-FOLDS = 4
-FEWEST_TO_LEARN = 40
-"""Different groups to learn from; with fewer, the structural prior is taken."""
-
 Member = TypeVar("Member", bound=Tier | RemoteTier)
-
-_NO_DATA = "structural_prior"
-"""The estimator that learns nothing."""
-
-PRIOR_PROMPTS = 24.0
-"""Different ones that a family's build counts for beside its calibration."""
-
-_PRIOR_REPLIES = 4.0
-"""That a tier's mean counts for beside what verification found."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -220,168 +194,3 @@ class Calibration:
         else:
             found = price_for_quality(*data, budget.mean_quality or 1.0, reference=best)
         return self._prices.setdefault(key, found)
-
-
-def fit_calibration(
-    data: Labelled,
-    family: Family,
-    tiers: Sequence[Tier | RemoteTier],
-    *,
-    floor: float = 0.9,
-    seed: int = 0,
-) -> Calibration:
-    """Learns from labelled calls.
-
-    Args:
-        data: Of these tiers, in this order.
-        family: Theirs.
-        tiers: The columns.
-        floor: Share of the best tier's quality that is wanted.
-        seed: Of all draws.
-
-    Raises:
-        ConfigError: The floor is not in 0..1.
-    """
-    if not 0 <= floor <= 1:
-        raise ConfigError(f"floor must be in 0..1, got {floor}")
-    names = [tier.name for tier in tiers]
-    parts = parts_of(data, seed)
-    estimators = _estimators(family, names)
-    curves_of = _cross_validated(data, parts.fit, estimators, seed)
-    # By height, as the dearest tier may be no better than the cheapest; of equals the first.
-    name = max(curves_of, key=lambda one: round(curves_of[one].height(), 9), default=_NO_DATA)
-    areas = {one: curve.area() for one, curve in curves_of.items()} or {name: float("nan")}
-    predictor = estimators[name].fit(data.x[parts.fit], data.y[parts.fit])
-    curves = signals = None
-    rows = parts.calibrate
-    if name != _NO_DATA and len(rows):
-        before = predictor.predict(data.x[rows])
-        curves = TierCurves.fit(before, data.y[rows])
-        # A curve knows these outcomes already, but has few steps to tell them by.
-        known = curves(before), data.sure[rows], data.problems[rows]
-        signals = Signals.fit(*known, data.y[rows])
-    test = parts.test
-    raw = predictor.predict(data.x[test]) if len(test) else np.zeros((0, len(names)))
-    predicted = raw if curves is None or not len(test) else curves(raw)
-    expected = data.expected(parts.fit)[test]
-    choice = cheapest_that_will_do(predicted, expected, floor)
-    groups = [data.groups[row] for row in test]
-    usual = usual_chances(data, family, tiers)
-    fixed = cheapest_that_will_do(usual[None], data.spent.mean(axis=0)[None], floor)
-    verdict = judge(
-        choice,
-        data.y[test],
-        data.spent[test],
-        names,
-        lengths=data.lengths[test],
-        groups=groups,
-        floor=floor,
-        fixed=int(fixed[0]),
-        seed=seed,
-    )
-    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-    return Calibration(
-        tiers=tuple(names),
-        sha256=tuple(tier.sha256 for tier in tiers),
-        predictor=predictor,
-        curves=curves,
-        signals=signals,
-        spec=PLAIN_SPEC,
-        means=data.y.mean(axis=0),
-        usual=usual,
-        verified=_verified(data),
-        estimator=name,
-        areas=areas,
-        reliability={
-            tier: reliability(predicted[:, at], data.y[test, at], groups=groups, seed=seed)
-            for at, tier in enumerate(names)
-            if len(test)
-        },
-        verdict=verdict,
-        floor=floor,
-        suites=dict(Counter(data.suites)),
-        judged=Judged(
-            predicted, data.y[test], expected, np.array([numbers[g] for g in groups], np.intp)
-        ),
-    )
-
-
-def usual_chances(
-    data: Labelled,
-    family: Family,
-    tiers: Sequence[Tier | RemoteTier],
-    rows: NDArray[np.intp] | None = None,
-) -> Floats:
-    """A tier's chance on a call of which nothing is known, shape (tiers,): its share of right
-    replies, and what the build had measured, which counts for `PRIOR_PROMPTS` prompts.
-
-    Among a few dozen calls the luck of a tier is larger than most differences between tiers.
-
-    Args:
-        data: The calls.
-        family: What was measured of it; only proportions count.
-        tiers: The columns.
-        rows: Of the calls that may be known; all by default.
-    """
-    rows = np.arange(len(data)) if rows is None else rows
-    means = data.y[rows].mean(axis=0)
-    local = np.array([isinstance(tier, Tier) for tier in tiers])
-    before = means.copy()
-    if local.any():
-        prior = StructuralPrior.of(family, [tier.name for tier in tiers])
-        built = prior.predict(data.x[rows]).mean(axis=0)[local]
-        built = built * means[local].mean() / max(1e-9, built.mean())
-        before[local] = np.minimum(1.0, built)
-    n = len({data.groups[row] for row in rows})
-    chances: Floats = (n * means + PRIOR_PROMPTS * before) / (n + PRIOR_PROMPTS)
-    return chances
-
-
-def _verified(data: Labelled) -> Floats:
-    """See `Calibration.verified`; where there are few of a kind, drawn to the tier's mean."""
-    means = data.y.mean(axis=0)
-    columns = []
-    for found in (~data.problems, data.problems):
-        right = (data.y * found).sum(axis=0) + _PRIOR_REPLIES * means
-        columns.append(right / (found.sum(axis=0) + _PRIOR_REPLIES))
-    return np.stack(columns, axis=1)
-
-
-def parts_of(data: Labelled, seed: int) -> Split:
-    """The calls to learn from, to make chances honest on, and to judge by: the same for a seed."""
-    strata = [(suite, *row) for suite, row in zip(data.suites, data.y.tolist(), strict=True)]
-    return split(data.groups, strata, seed=seed)
-
-
-def _estimators(family: Family, names: Sequence[str]) -> dict[str, Estimator]:
-    hashed = PLAIN_SPEC.hashed
-    return {
-        _NO_DATA: StructuralPrior.of(family, names),
-        "ridge_gain": RidgeGain(hashed),
-        "logistic": Logistic(hashed),
-        "guarded_knn": GuardedKNN(hashed),
-    }
-
-
-def _cross_validated(
-    data: Labelled, rows: NDArray[np.intp], estimators: Mapping[str, Estimator], seed: int
-) -> dict[str, Curve]:
-    """The curve of quality over cost of every estimator; none where there is too little to learn
-    from."""
-    groups = [data.groups[row] for row in rows]
-    if len(set(groups)) < FEWEST_TO_LEARN:
-        return {}
-    strata = [tuple(row) for row in data.y[rows].tolist()]
-    inner = folds(groups, FOLDS, strata, seed=seed)
-    cost = np.sort(data.spent[rows].mean(axis=0))
-    order = np.argsort(np.argsort(data.spent[rows].mean(axis=0), kind="stable"), kind="stable")
-    cost = (cost + np.arange(len(cost)) * 1e-9)[order]  # equal costs cannot be swept
-    found = {}
-    for name, estimator in estimators.items():
-        predicted = np.zeros((len(rows), data.y.shape[1]))
-        for test in inner:
-            rest = np.setdiff1d(np.arange(len(rows)), test)
-            fitted = estimator.fit(data.x[rows[rest]], data.y[rows[rest]])
-            predicted[test] = fitted.predict(data.x[rows[test]])
-        found[name] = Sweep(predicted, data.y[rows], cost).curve()
-    return found

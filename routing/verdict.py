@@ -1,4 +1,4 @@
-"""Is routing worth it? Its decisions on held-out calls against everything simpler.
+"""Is routing worth it? Its decisions on calls that it was not taught, against all that is simpler.
 
 A router must beat, on the same calls and with paired intervals:
 
@@ -168,8 +168,8 @@ def _hopeless(
     if prompts < FEWEST:
         copies = f" ({prompts} of them different)" if prompts < len(y) else ""
         return (
-            f"only {len(y)} held-out calls{copies} have an outcome from every tier, and at least "
-            f"{FEWEST} different ones are needed to tell anything"
+            f"only {len(y)} calls{copies} have an outcome from every tier, and at least {FEWEST} "
+            "different ones are needed to tell anything"
         )
     if len(tiers) < 2:
         return f"{tiers[0]} is the only tier"

@@ -12,7 +12,8 @@ from scripted_model import write_scripted_gguf
 from tiny_models import write_tiny_gguf
 
 from tierwise.evaluation.outcomes import KnownTask, OutcomeStore, TierOutcome
-from tierwise.routing.calibration import Calibration, Judged, fit_calibration
+from tierwise.routing.calibration import Calibration, Judged
+from tierwise.routing.calibration_fit import fit_calibration
 from tierwise.routing.estimators_prior import StructuralPrior
 from tierwise.routing.features import PLAIN_SPEC
 from tierwise.routing.labelled import Labelled, labelled

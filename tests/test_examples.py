@@ -124,7 +124,8 @@ def agent_runs(shown: str) -> list[str]:
 
 @pytest.mark.usefixtures("one_core")
 def test_a_family_is_calibrated_once_and_its_agent_goes_by_that(tmp_path: Path) -> None:
-    """The tiers answer alike, so that there is nothing to route by."""
+    """The tiers answer alike, so that there is nothing to route by; the build's measurements, which
+    say that the large one is a little better, count beside so few calls."""
     family = make_family(tmp_path / "family", tiers(tmp_path, ONE_REQUEST, context=8192))
     first = run("02_calibrate.py", str(family.folder), "12", cwd=tmp_path)
     assert "✓ Asking every tier" in first
@@ -135,9 +136,9 @@ def test_a_family_is_calibrated_once_and_its_agent_goes_by_that(tmp_path: Path) 
     assert "Asking" not in again and verdict in again
     shown = run("04_langchain_agent.py", str(family.folder), cwd=tmp_path)
     assert shown.startswith(verdict)
-    for budget in agent_runs(shown)[:2]:
-        reasons = [line for line in budget.splitlines() if "reach the quality floor" in line]
-        assert reasons and "[small]" in budget and "[large]" not in budget
+    ample, tight = agent_runs(shown)[:2]
+    assert "reach the quality floor" in ample and "reach the quality floor" in tight
+    assert "[small]" in tight and "[large]" not in tight
 
 
 @pytest.mark.usefixtures("one_core")

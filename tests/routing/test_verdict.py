@@ -158,7 +158,7 @@ def test_the_best_fixed_tier_is_the_cheapest_that_fits() -> None:
 @pytest.mark.parametrize("n", [1, 10, FEWEST - 1])
 def test_too_few_rows(n: int) -> None:
     found = verdict(calls(n, 0))
-    assert not found.route and f"only {n} held-out calls" in found.reason and found.table == ()
+    assert not found.route and f"only {n} calls" in found.reason and found.table == ()
 
 
 def test_no_rows() -> None:
