@@ -1,7 +1,7 @@
 """Notices a reply that goes round in circles while it is made.
 
 Small models that must write valid JSON can be caught in a string or a list that they never close:
-of SmolLM2-135M's tool calls every tenth was (README, "Ending loops"). Such a reply is wrong and
+of the replies of SmolLM2-135M one in twelve was (README, "Ending loops"). Such a reply is wrong and
 the longest of all.
 """
 
@@ -14,7 +14,7 @@ LONGEST_PERIOD = 32
 
 LOOP_TOKENS = 48
 """So many in a row must each be the one that stood a period before. Of 1,808 replies of five tiers
-154 came so far; none of them was right, or came to an end of its own."""
+154 came so far; none of them was right, but for refusals in words."""
 
 
 class LoopWatch:
