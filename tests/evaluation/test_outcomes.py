@@ -15,7 +15,7 @@ from tierwise.evaluation.collect import BLOCK, TIMED, collect_outcomes
 from tierwise.evaluation.outcomes import COLUMNS, OUTCOMES, KnownTask, OutcomeStore, TierOutcome
 from tierwise.evaluation.own_prompts import read_prompts
 from tierwise.evaluation.suites import Suite, load_suite, own_suite
-from tierwise.routing.calibration import FEWEST_TO_LEARN
+from tierwise.routing.calibration_fit import FEWEST_TO_LEARN
 from tierwise.routing.splits import split
 from tierwise.routing.verdict import FEWEST
 from tierwise.runtime.errors import CalibrationError, ConfigError, DiskFullError
