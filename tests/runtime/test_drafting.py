@@ -480,6 +480,7 @@ def test_cancelling_while_drafting(models: list[Path], copier: Engine) -> None:
         assert_same(plain.model, kept, ours, theirs)
 
 
+@pytest.mark.usefixtures("may_loop")
 @pytest.mark.parametrize("short", range(3))
 def test_a_full_context_ends_the_reply_and_not_the_draft(models: list[Path], short: int) -> None:
     """The model repeats itself here, so that drafts reach to the very end."""

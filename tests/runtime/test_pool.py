@@ -326,13 +326,11 @@ def bytes_of(family: Family, context: int = 2048, slots: int = 1) -> int:
 
 
 @pytest.fixture
-def shared_cells(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def shared_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     """As for a model, or on a machine, whose calls are not kept apart."""
     for module in (memory, loaded_tier):
         monkeypatch.setattr(module, "keeps_apart", lambda _: False)
-    memory._predict.cache_clear()
-    yield
-    memory._predict.cache_clear()
+    monkeypatch.setattr(memory, "_known", {})
 
 
 def test_a_tier_has_a_slot_for_each_of_its_leases(make_pool: MakePool, family: Family) -> None:
