@@ -31,7 +31,8 @@ class Budget(BaseModel):
         memory: Bytes that all loaded tiers may take together; a number or "500MB".
         seconds_per_call: From the call to the last token, loading included. Tiers that are
             forecast to take longer are not asked; a reply that is not over by then ends there
-            (``finish_reason`` "length").
+            (``finish_reason`` "length"). Where tools are offered or JSON is wanted, of which a part
+            is of no use, it has half as long again.
         expected_seconds: The same for forecasts alone: no reply is cut short for it.
         seconds_to_first_token: From the call to the first token, loading included.
         joules_per_call: Energy of this machine, from the call to the last token.

@@ -44,6 +44,10 @@ logger = logging.getLogger("tierwise.routing")
 UNREACHABLE = (FamilyError, ModelError, OutOfMemoryError, EngineError)
 """Failures of a tier, not of the call: another tier may still answer."""
 
+GRACE = 0.5
+"""Of ``seconds_per_call``, beyond it, for replies of which a part is of no use: calls of tools and
+JSON. An agent that gets half a call stops."""
+
 USUAL_REPLY = 256
 """Tokens: few replies are longer, whatever their limit. Where many calls run at once, a tier's
 context is made to hold so much for each."""
@@ -155,7 +159,8 @@ class _Cascade:
         self._began = time.monotonic()
         self._deadline = None if call.timeout_s is None else self._began + call.timeout_s
         most_s = self.budget.seconds_per_call
-        self.until = None if most_s is None else self._began + most_s
+        grace = GRACE if call.usable_tools or call.response_schema is not None else 0.0
+        self.until = None if most_s is None else self._began + most_s * (1 + grace)
         self._done: list[_Try] = []
         self._unreachable: dict[str, str] = {}
         self._in_words = False

@@ -21,7 +21,14 @@ from scripted_model import write_scripted_gguf
 
 from tierwise.routing.answer import Answer
 from tierwise.routing.budget import Budget
-from tierwise.routing.cascade import aanswer, answer, astream_answer, stream_answer
+from tierwise.routing.cascade import (
+    GRACE,
+    _Cascade,
+    aanswer,
+    answer,
+    astream_answer,
+    stream_answer,
+)
 from tierwise.routing.decision import Forecast
 from tierwise.routing.policy import feasible_first
 from tierwise.routing.router import Router
@@ -277,6 +284,16 @@ def test_a_reply_is_cut_where_its_seconds_end(make_router: MakeRouter, babbler: 
     assert whole.text.startswith(cut.text)
     with pytest.raises(NoFeasibleTierError, match="is over the"):
         make_router(script()).decide(call, budget=Budget(expected_seconds=1e-6))
+
+
+def test_half_a_call_is_of_no_use_and_gets_more_time(make_router: MakeRouter) -> None:
+    router = make_router(script())
+    budget = Budget(seconds_per_call=2.0)
+    words, tools = (_Cascade(router, call, budget, None, False) for call in (TALK, ASK))
+    for cascade, allowed in ((words, 2.0), (tools, 2.0 * (1 + GRACE))):
+        assert cascade.until is not None
+        assert cascade.until - time.monotonic() == pytest.approx(allowed, abs=0.5)
+    assert _Cascade(router, ASK, Budget(), None, False).until is None
 
 
 def test_who_helped_keeps_the_conversation_while_it_costs_little(make_router: MakeRouter) -> None:
