@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from tierwise.runtime.chat import Call, JSONObject, Message
+from tierwise.runtime.chat import Call, JSONObject
 from tierwise.runtime.latest import Latest
 
 GRADE_AT = {"easy": 1 / 6, "medium": 3 / 6, "hard": 5 / 6}
@@ -43,11 +43,11 @@ def structural_difficulty(call: Call) -> float:
 
     Each term is cut to 0..1.
     """
-    recent = _since_last_user(call.messages)
+    recent = call.since_user
     schemas = tuple(tool.parameters for tool in call.usable_tools)
     if call.response_schema is not None and not call.must_call:
         schemas = (*schemas, call.response_schema)
-    request = next((m.content for m in reversed(call.messages) if m.role == "user"), "")
+    request = call.request
     terms = (
         (0.30, math.log2(1 + len(call.usable_tools)) / 3),
         (0.30, math.log2(1 + _widest(schemas)) / 3),
@@ -61,13 +61,6 @@ def structural_difficulty(call: Call) -> float:
 def choices(difficulty: float) -> float:
     """Roughly how many tokens the model has to choose rightly in a reply of that difficulty."""
     return 2 + 10 * difficulty
-
-
-def _since_last_user(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    for index in range(len(messages) - 1, -1, -1):
-        if messages[index].role == "user":
-            return messages[index + 1 :]
-    return messages
 
 
 def _leaves(schema: Any) -> int:

@@ -138,7 +138,7 @@ class Features:
         Args:
             prompt: The call's tokens, if they are known.
         """
-        request = _request(call)
+        request = call.request
         text = text_columns(request)
         parts = [self._counts(call, request, len(prompt)), text[: len(TEXT_COLUMNS)]]
         if self._extra is not None:
@@ -201,10 +201,6 @@ def _conversation(messages: tuple[Message, ...]) -> tuple[float, ...]:
         last = 0
     counts = (len(messages), turns, calls, results, recent_failures, failures, last)
     return tuple(map(math.log1p, counts))
-
-
-def _request(call: Call) -> str:
-    return next((m.content for m in reversed(call.messages) if m.role == "user"), "")
 
 
 _PLAIN = Features()

@@ -114,7 +114,7 @@ def labelled(
         problems=np.array(problems),
         sure=np.array(sure),
         spent=np.array(spent),
-        lengths=np.array([len(_request(call)) for call in calls], float),
+        lengths=np.array([len(call.request) for call in calls], float),
     )
 
 
@@ -125,7 +125,3 @@ def _seconds(costs: CostModel, tier: Tier | RemoteTier, outcome: TierOutcome) ->
     reply = ExpectedReply(chosen, outcome.forced_tokens)
     new = outcome.prompt_tokens - outcome.cached_tokens
     return costs.cost(tier.name, new, reply, cold=False).seconds
-
-
-def _request(call: Call) -> str:
-    return next((m.content for m in reversed(call.messages) if m.role == "user"), "")

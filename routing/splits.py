@@ -43,8 +43,7 @@ def prompt_group(prompt: str | Call) -> str:
     filled with other numbers, must not be learned from and tested on.
     """
     if isinstance(prompt, Call):
-        turns = (m.content for m in reversed(prompt.messages) if m.role == "user")
-        prompt = next(turns, "")
+        prompt = prompt.request
     plain = " ".join(_DIGITS.sub("0", prompt.casefold()).split())
     return hashlib.blake2b(plain.encode(errors="replace"), digest_size=12).hexdigest()
 

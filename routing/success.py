@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tierwise.routing.difficulty import GRADE_AT, choices
-from tierwise.runtime.family import Family, Tier
+from tierwise.runtime.family import Estimate, Family, Tier
 
 PRIOR_TASKS = 8.0
 """How many measured tasks the prior weighs as much as."""
@@ -66,10 +66,13 @@ def _distance(tier: Tier, reference: Tier) -> float:
     own, best = tier.quality.tools, reference.quality.tools
     if tier.lineage.distillation is None or own is None or best is None:
         return _kl(tier)
-    right = (own.overall.value * own.overall.n + PRIOR_TASKS / 2) / (own.overall.n + PRIOR_TASKS)
-    best_right = best.overall.value * best.overall.n + PRIOR_TASKS / 2
-    share = right * (best.overall.n + PRIOR_TASKS) / best_right
+    share = _drawn_to_half(own.overall) / _drawn_to_half(best.overall)
     return _kl(reference) - math.log(min(1.0, share)) / choices(USUAL_DIFFICULTY)
+
+
+def _drawn_to_half(right: Estimate) -> float:
+    """A share of tasks, with `PRIOR_TASKS` more of which half were right: never 0."""
+    return (right.value * right.n + PRIOR_TASKS / 2) / (right.n + PRIOR_TASKS)
 
 
 def _kl(tier: Tier) -> float:

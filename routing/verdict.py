@@ -21,7 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tierwise.routing.bootstrap import DRAWS, Interval, group_numbers, mean_interval, resamples
-from tierwise.routing.controls import by_length, fixed_mix, oracle, shuffled, worth_of_cost
+from tierwise.routing.controls import (
+    by_length,
+    cheapest_that_will_do,
+    fixed_mix,
+    oracle,
+    shuffled,
+    worth_of_cost,
+)
 from tierwise.routing.representation import Floats
 from tierwise.runtime.errors import ConfigError
 
@@ -140,8 +147,10 @@ def judge(
     names = list(range(n)) if groups is None else list(groups)
     numbers = group_numbers([names[i] for i in known])
     prompts = len(set(numbers.tolist()))
-    if fixed is None:
-        fixed = _best_fixed(y, spent, floor) if len(y) else len(tiers) - 1
+    if fixed is None and len(y):
+        fixed = int(cheapest_that_will_do(y.mean(axis=0)[None], spent.mean(axis=0)[None], floor)[0])
+    elif fixed is None:
+        fixed = len(tiers) - 1
     best_fixed = tiers[fixed]
     reason = _hopeless(choice[known], y, prompts, tiers)
     if reason:
@@ -153,12 +162,6 @@ def judge(
     return Verdict(
         route, reason or _worth_it(table), best_fixed, len(y), prompts, tuple(table.values())
     )
-
-
-def _best_fixed(y: Floats, spent: Floats, floor: float) -> int:
-    quality = y.mean(axis=0)
-    good = quality >= floor * quality.max() - 1e-9
-    return int(np.argmin(np.where(good, spent.mean(axis=0), np.inf)))
 
 
 def _hopeless(

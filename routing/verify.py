@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tierwise.runtime.chat import Call, Message, Reply, ToolCall
+from tierwise.runtime.chat import Call, Reply, ToolCall
 
 Verifier = Callable[[Call, Reply], str | None]
 
@@ -92,7 +92,7 @@ def does_not_loop(call: Call, reply: Reply) -> str | None:
 
 def is_new(call: Call, reply: Reply) -> str | None:
     """A tool call that was made already since the last user turn, with the same arguments."""
-    done = [one for message in _since_last_user(call.messages) for one in message.tool_calls]
+    done = [one for message in call.since_user for one in message.tool_calls]
     for wanted in reply.tool_calls:
         if any(_same(wanted, earlier) for earlier in done):
             return f"{wanted.name} was called with the same arguments already"
@@ -102,7 +102,7 @@ def is_new(call: Call, reply: Reply) -> str | None:
 def is_no_lost_cause(call: Call, reply: Reply) -> str | None:
     """A tool that is called once more, though its last calls since the user spoke all failed."""
     failed: dict[str, int] = {}
-    for message in _since_last_user(call.messages):
+    for message in call.since_user:
         if message.role == "tool":
             before = failed.get(message.tool_name, 0)
             failed[message.tool_name] = before + 1 if message.tool_failed else 0
@@ -174,13 +174,6 @@ def verify(call: Call, reply: Reply, checks: Sequence[Verifier] = tuple(CHECKS.v
         if problem is not None:
             return problem
     return ""
-
-
-def _since_last_user(messages: Sequence[Message]) -> Sequence[Message]:
-    for at in range(len(messages) - 1, -1, -1):
-        if messages[at].role == "user":
-            return messages[at + 1 :]
-    return messages
 
 
 def _same(a: ToolCall, b: ToolCall) -> bool:

@@ -131,6 +131,19 @@ class Call:
         """Whether the reply must be a tool call."""
         return bool(self.usable_tools) and self.tool_choice != "auto"
 
+    @property
+    def request(self) -> str:
+        """What the user said last; "" where no user spoke."""
+        return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
+
+    @property
+    def since_user(self) -> tuple[Message, ...]:
+        """What came since the user last spoke; all messages where no user did."""
+        for at in range(len(self.messages) - 1, -1, -1):
+            if self.messages[at].role == "user":
+                return self.messages[at + 1 :]
+        return self.messages
+
     def with_messages(self, *messages: Message) -> Call:
         """The same call with more messages at the end."""
         return replace(self, messages=self.messages + messages)
