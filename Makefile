@@ -18,8 +18,9 @@ demo: $(LINKED)
 	$(BIN)/python examples/03_route_calls.py
 	$(BIN)/python examples/04_langchain_agent.py
 
+# Each worker keeps to a core of its own (tests/conftest.py), and takes whole files.
 test: $(LINKED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(LINKED)
 	$(BIN)/ruff check .

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_models import write_tiny_gguf
+
+
+def _keep_to_one_core() -> None:
+    """For a worker of pytest-xdist: threads of llama.cpp, OpenBLAS and torch wait for each other
+    in loops, which takes ten to a hundred times as long where two processes want the same cores."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is None or not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
+
+_keep_to_one_core()  # before NumPy and torch are imported
+
+from tiny_models import write_tiny_gguf  # noqa: E402
 
 # A job that a shell started in the background ignores Ctrl-C, and its children with it; the
 # tests that press it must not depend on who started them.

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -34,21 +35,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
-def run(name: str, *arguments: str, cwd: Path) -> str:
-    """What an example prints; it must succeed."""
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        encoding="utf-8",
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.fixture
+@contextmanager
 def one_core() -> Iterator[None]:
     """For processes started meanwhile: llama.cpp's threads wait for each other in loops, which
     takes a hundred times as long where other processes want the same cores."""
@@ -57,8 +44,25 @@ def one_core() -> Iterator[None]:
         return
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})
-    yield
-    os.sched_setaffinity(0, before)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def run(name: str, *arguments: str, cwd: Path) -> str:
+    """What an example prints; it must succeed."""
+    with one_core():
+        done = subprocess.run(
+            [sys.executable, str(EXAMPLES / name), *arguments],
+            cwd=cwd,
+            env={**os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            encoding="utf-8",
+            timeout=300,
+        )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 # --- the scripts ------------------------------------------------------------------------
@@ -94,7 +98,6 @@ def tiers(folder: Path, script: str | dict[str, str], *, context: int = 4096) ->
     return specs
 
 
-@pytest.mark.usefixtures("one_core")
 def test_routing_is_explained(tmp_path: Path) -> None:
     script = written("get_weather", city="Paris")
     family = make_family(tmp_path / "family", tiers(tmp_path, script, context=8192))
@@ -122,7 +125,6 @@ def agent_runs(shown: str) -> list[str]:
     return runs
 
 
-@pytest.mark.usefixtures("one_core")
 def test_a_family_is_calibrated_once_and_its_agent_goes_by_that(tmp_path: Path) -> None:
     """The tiers answer alike, so that there is nothing to route by; the build's measurements, which
     say that the large one is a little better, count beside so few calls."""
@@ -141,7 +143,6 @@ def test_a_family_is_calibrated_once_and_its_agent_goes_by_that(tmp_path: Path) 
     assert "[small]" in tight and "[large]" not in tight
 
 
-@pytest.mark.usefixtures("one_core")
 def test_an_agent_over_tiers_that_differ(tmp_path: Path) -> None:
     """By its calibration the small tier fails at what is hard, and hello is not."""
     small, large = tiers(tmp_path, ONE_REQUEST)
