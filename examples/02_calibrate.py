@@ -4,7 +4,7 @@ Learns from the answers, and says whether routing between the tiers pays. From t
 `ChatTierwise` goes by that. What was asked is kept beside the family: stopped at any point, the
 same command goes on where it was; run again when it is done, it asks nothing.
 
-These are few tasks, so that they take two or three minutes. `tierwise calibrate FAMILY` asks more
+These are few tasks, so that they take three or four minutes. `tierwise calibrate FAMILY` asks more
 of them, the Berkeley Function Calling Leaderboard (`--suite bfcl-multiple`), or your own prompts
 (`--data FILE.jsonl`), and what is asked here counts there too.
 
@@ -21,7 +21,7 @@ from tierwise.plugin.rendering import RichReporter, make_console
 from tierwise.routing.calibrate import calibrate_family
 from tierwise.routing.calibration_store import calibration_of
 
-MINUTES = 3.0
+MINUTES = 4.0
 """For asking. What is left then is asked when the example runs again."""
 
 

@@ -52,7 +52,7 @@ def is_whole(call: Call, reply: Reply) -> str | None:
     if reply.finish_reason == "loop":
         return "the reply repeats itself"
     if reply.finish_reason == "length" and (structured or call.must_call):
-        return "the structured reply was cut off by the token limit"
+        return "the reply was cut off by its limit of tokens or seconds"
     if structured and not call.must_call and not _is_json(reply.text):
         return "the structured reply was cut off"
     if call.usable_tools and not structured and reply.begins_a_call:

@@ -219,7 +219,11 @@ TOOLS: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("given", TOOLS, ids=str)
+@pytest.mark.parametrize(
+    "given",
+    TOOLS,
+    ids=["model", "tool", "function", "json-schema", "parameters", "input-schema", "openai"],
+)
 def test_every_form_of_a_tool(given: Any) -> None:
     (found,) = to_tools([given])
     assert found.name.lower().startswith(("weather", "getweather"))

@@ -554,7 +554,7 @@ def test_structured_output_that_was_cut_off_after_showing_stands(make_router: Ma
     assert json.loads("".join(pieces)) == {"city": "Paris"} and not result.final.problem
     pieces, result = collect(make_router(tier, tier), replace(call, max_tokens=13))
     assert "".join(pieces) == result.reply.text == '{"city": "Par'
-    assert tried(result) == [("small", "the structured reply was cut off by the token limit")]
+    assert tried(result) == [("small", "the reply was cut off by its limit of tokens or seconds")]
 
 
 def wait_until_idle(router: Router) -> None:

@@ -68,7 +68,7 @@ def test_words_or_a_call_will_do() -> None:
 def test_json_that_was_cut_off() -> None:
     call = asked(tools=(), response_schema={"type": "object"})
     cut = Reply('{"a": "b', finish_reason="length")
-    assert is_whole(call, cut) == "the structured reply was cut off by the token limit"
+    assert is_whole(call, cut) == "the reply was cut off by its limit of tokens or seconds"
     # A number looks whole wherever it is cut.
     assert is_whole(call, Reply("12", finish_reason="length")) is not None
     by_stop = Reply('{"a": "b', finish_reason="stop")
