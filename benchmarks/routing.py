@@ -9,6 +9,10 @@ is clocked is `Router.decide`, in milliseconds of wall-clock time; each run is a
 ``overhead_ms_p50``, ``overhead_ms_p99``: of the decisions on all turns but the first.
 ``overhead_ms_first``: of those on first turns, where most of the conversation is new to the
     tokenizer, as after a restart.
+``plain_ms``: what llama-cpp-python takes to get to the tokens of the same conversations, without
+    any decision: its own chat formatter (the model's template leaves tools out), and the tokenizer
+    over the whole text, as in ChatLlamaCpp. On every fourth turn in place of a decision, so that
+    both meet the caches as a reply left them.
 
 The tiers are copies of SmolLM2-135M (`bundled:smollm2`) with made-up speeds, calibrated on made-up
 outcomes on which routing pays: what counts is tokens, tools and tiers. Nothing is built, and what
@@ -26,7 +30,14 @@ from typing import Any
 
 import numpy as np
 from common import arguments, report, say, spread
-from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage
+from langchain_core.messages import (
+    AIMessage,
+    AnyMessage,
+    HumanMessage,
+    SystemMessage,
+    convert_to_openai_messages,
+)
+from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from tierwise import Budget, ChatTierwise, Family
 from tierwise.compression.source import resolve_base
@@ -69,6 +80,25 @@ class Clocked:
         return decision
 
 
+class Plain:
+    """Milliseconds that llama-cpp-python takes from messages and tools to a prompt's tokens."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._formatter = Jinja2ChatFormatter(
+            template=model.chat_template or "",
+            eos_token=model.token_text(model.eos),
+            bos_token=model.token_text(model.bos),
+        )
+
+    def __call__(self, messages: list[AnyMessage], offered: list[Any]) -> float:
+        said: Any = convert_to_openai_messages(messages)
+        began = time.perf_counter()
+        prompt = self._formatter(messages=said, tools=offered).prompt
+        self._model.tokenize(prompt)
+        return (time.perf_counter() - began) * 1e3
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.set_defaults(runs=20)
@@ -91,18 +121,28 @@ def measure(family: Family, runs: int, turns: int) -> dict[str, Any]:
     budget = Budget(quality=1.0)  # as long as the best tier answers, nobody else is asked
     first: list[float] = []
     later: list[float] = []
-    with ChatTierwise(family=family, budget=budget, max_tokens=8) as chat:
+    plain: list[float] = []
+    named = family.tiers[0]
+    offered = [tool.to_openai() for tool in tools()]
+    with (
+        Model(family.path(named), vocab_only=True) as model,
+        ChatTierwise(family=family, budget=budget, max_tokens=8) as chat,
+    ):
         for tier in family.tiers:
             chat.invoke("Hello!", model=tier.name)
         clocked = Clocked(chat.router)
-        agent = chat.bind_tools([tool.to_openai() for tool in tools()])
+        agent = chat.bind_tools(offered)
+        plainly = Plain(model)
         for run in range(runs):
             messages = conversation(run)
             for turn in range(turns):
                 messages.append(HumanMessage(f"And what of place {turn} of {run}? {TURN[:70]}"))
+                if turn % 4 == 3:
+                    plain.append(plainly(messages, offered))
                 clocked.milliseconds.clear()
                 reply = agent.invoke(messages)
-                (later if turn else first).extend(clocked.milliseconds)
+                if turn % 4 != 3:
+                    (later if turn else first).extend(clocked.milliseconds)
                 messages.append(AIMessage(reply.text or "There is nothing to say of it."))
             say(f"conversation {run + 1} of {runs}")
     return {
@@ -111,6 +151,7 @@ def measure(family: Family, runs: int, turns: int) -> dict[str, Any]:
         "overhead_ms_p50": round(float(np.percentile(later, 50)), 4),
         "overhead_ms_p99": round(float(np.percentile(later, 99)), 4),
         "overhead_ms_first": spread(first),
+        "plain_ms": spread(plain),
     }
 
 

@@ -2,15 +2,15 @@
 
 `ChatTierwise` routes every call by itself. What it cannot know is the run that the call is a step
 of: how much time, energy and text the run has left, how many steps may follow, and that tools keep
-failing. The
-middleware tells it, call by call, and keeps nothing of its own: all of it is read from the
-conversation, so that a run which is interrupted, checkpointed and resumed elsewhere goes on with
-what is left of its budget.
+failing. The middleware tells it, call by call, and keeps nothing of its own: all of it is read from
+the conversation, so that a run which is interrupted, checkpointed and resumed elsewhere goes on
+with what is left of its budget.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from langchain.agents.middleware import AgentMiddleware
@@ -19,7 +19,7 @@ from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMes
 
 from tierwise.plugin.chat import ChatTierwise
 from tierwise.routing.budget import Budget
-from tierwise.runtime.errors import ConfigError, NoFeasibleTierError
+from tierwise.runtime.errors import ConfigError, NoFeasibleTierError, TierwiseError
 
 STEPS = 6
 """Model calls of a usual run."""
@@ -87,6 +87,9 @@ class TierRoutingMiddleware(AgentMiddleware[Any, Any, Any]):
         handler: Callable[[ModelRequest[Any]], ModelResponse[Any]],
     ) -> ModelResponse[Any] | AIMessage:
         """Answers within the step's budget; over it, if no tier can keep that."""
+        if isinstance(request.model, ChatTierwise):
+            with suppress(TierwiseError):  # the copy says it, where other middleware hears it
+                request.model.open()
         first, second = self._requests(request)
         if second is None:
             return handler(first)
@@ -101,6 +104,9 @@ class TierRoutingMiddleware(AgentMiddleware[Any, Any, Any]):
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
     ) -> ModelResponse[Any] | AIMessage:
         """`wrap_model_call` for coroutines."""
+        if isinstance(request.model, ChatTierwise):
+            with suppress(TierwiseError):
+                await request.model.aopen()
         first, second = self._requests(request)
         if second is None:
             return await handler(first)
@@ -141,7 +147,11 @@ class TierRoutingMiddleware(AgentMiddleware[Any, Any, Any]):
     def _requests(
         self, request: ModelRequest[Any]
     ) -> tuple[ModelRequest[Any], ModelRequest[Any] | None]:
-        """The request with the step's budget, and what to ask if no tier can keep it."""
+        """The request with the step's budget, and what to ask if no tier can keep it.
+
+        Each goes to a copy of the model. Copies find the tiers loaded as long as the model itself
+        is open: it must be, for a copy lives for one call.
+        """
         model = request.model
         if not isinstance(model, ChatTierwise):
             return request, None

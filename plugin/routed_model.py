@@ -112,15 +112,16 @@ class RoutedModel(BaseModel):
             )
         return router_for(self, self._router_settings)
 
-    async def _router_ready(self) -> Router:
-        """`router` for coroutines: on first use it reads files, which a thread may do."""
-        router = opened_router(self, self._router_settings)
-        return await asyncio.to_thread(self._open) if router is None else router
-
-    def _open(self) -> Router:
+    def open(self) -> Router:
+        """The router, with the family's vocabulary read, which the first call would read else."""
         router = self.router
-        router.pool.tokenize("")  # reads the vocabulary, which routing needs at once
+        router.pool.tokenize("")
         return router
+
+    async def aopen(self) -> Router:
+        """`open` for coroutines: on first use it reads files, which a thread may do."""
+        router = opened_router(self, self._router_settings)
+        return await asyncio.to_thread(self.open) if router is None else router
 
     @property
     def _router_settings(self) -> RouterSettings:

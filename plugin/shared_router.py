@@ -54,11 +54,14 @@ class _Shared:
     stamp: tuple[int, int, int]
     """Of manifest and calibration when they were read: a family that was built or calibrated
     anew is another one."""
-    router: Router
+    router: Router | None = None
+    """None until it is open; who opens it holds ``opening``."""
+    opening: threading.Lock = field(default_factory=threading.Lock)
     users: set[int] = field(default_factory=set)
 
 
-# A finalizer may run at any allocation, so also in a thread that holds the lock already.
+# Held for moments only, and never while a router opens or closes: a finalizer may run at any
+# allocation, so also in a thread that holds it already, or that a router waits for.
 _lock = threading.RLock()
 _shared: list[_Shared] = []
 _by_user: dict[int, _Shared] = {}
@@ -75,16 +78,23 @@ def router_for(user: object, settings: RouterSettings) -> Router:
     """
     if (router := opened_router(user, settings)) is not None:
         return router
+    release(user)  # its settings were changed
+    stamp = _stamp(settings.family)
     with _lock:
-        release(user)  # its settings were changed
-        stamp = _stamp(settings.family)
         same = [s for s in _shared if s.settings == settings and s.stamp == stamp]
-        found = same[0] if same else _Shared(settings, stamp, _open(settings))
-        found.users.add(id(user))
-        if found not in _shared:
+        found = same[0] if same else _Shared(settings, stamp)
+        if not same:
             _shared.append(found)
+        found.users.add(id(user))
         _by_user[id(user)] = found
         weakref.finalize(user, _forget, id(user)).atexit = False
+    with found.opening:
+        if found.router is None:
+            try:
+                found.router = _open(settings)
+            except BaseException:
+                _forget(id(user))
+                raise
         return found.router
 
 

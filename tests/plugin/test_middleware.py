@@ -104,6 +104,22 @@ def reply(seconds: float) -> AIMessage:
     return AIMessage("x", response_metadata={"total_s": seconds})
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_an_agent_keeps_its_tiers_loaded(make: Make, asynchronous: bool) -> None:
+    """Though each call goes to a copy of the model, which nobody keeps."""
+    agent: Any = create_agent(
+        make(), [get_weather], middleware=[TierRoutingMiddleware(seconds_per_run=30)]
+    )
+    asked = {"messages": [("user", LOST)]}
+    done = asyncio.run(agent.ainvoke(asked)) if asynchronous else agent.invoke(asked)
+    replies = [m for m in done["messages"] if isinstance(m, AIMessage)]
+    events = [r.response_metadata["attempts"][-1]["events"] for r in replies]
+    used = [r.response_metadata["tier"] for r in replies]
+    again = [at for at, tier in enumerate(used) if tier in used[:at]]
+    assert again and not any(events[at] for at in again), "loaded already"
+    assert all(replies[at].usage_metadata["input_token_details"]["cache_read"] for at in again)
+
+
 def test_what_is_left_of_a_run_is_spread_over_its_steps() -> None:
     middleware = TierRoutingMiddleware(seconds_per_run=12.0, steps=4)
     granted = Budget(quality=0.8)
