@@ -189,7 +189,7 @@ def _use(found: Calibration) -> list[dict[str, Any]]:
     rows = []
     every = np.arange(len(judged.predicted))
     for quality in PRICES if len(every) else ():
-        choice = cheapest_that_will_do(judged.predicted, judged.cost, quality)
+        choice = cheapest_that_will_do(found.given, judged.cost, quality)
         shares = np.bincount(choice, minlength=len(found.tiers)) / len(choice)
         rows.append(
             {

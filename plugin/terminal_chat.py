@@ -65,7 +65,7 @@ class Conversation:
 
     def use(self, tier: str | None) -> None:
         """Answers with this tier from now on. ConfigError if the family has none of the name."""
-        self.pin = None if tier is None else self.router.family.tier(tier).name
+        self.pin = None if tier is None else self.router.family.member(tier).name
 
     def ask(self, prompt: str, show: Show) -> Answer:
         """Answers one turn; ``show`` receives the text as it comes.

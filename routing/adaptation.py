@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections import deque
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping
 
 import numpy as np
 
@@ -34,7 +34,7 @@ VERIFIED = 0.25
 """Weight of what verification found, where the word of a user has 1."""
 
 RECENT, EVERY = 400, 50
-"""Calls whose chances are compared with those of the calibration, and how often."""
+"""Requests whose chances are compared with those of the calibration, and how often."""
 
 _EDGE = 1e-4
 
@@ -50,7 +50,7 @@ class Adaptation:
     def __init__(self, calibration: Calibration | None) -> None:
         self._calibration = calibration
         self._offsets: dict[str, float] = {}
-        self._recent: deque[tuple[float, ...]] = deque(maxlen=RECENT)
+        self._recent: OrderedDict[Hashable, tuple[float, ...]] = OrderedDict()
         self._seen = 0
         self._drift: Drift | None = None
         self._lock = threading.Lock()
@@ -69,21 +69,30 @@ class Adaptation:
             for tier, chance in chances.items()
         }
 
-    def seen(self, chances: Mapping[str, float]) -> None:
-        """Takes note of a call by its chances before correction, and now and then compares."""
+    def seen(self, chances: Mapping[str, float], request: Hashable) -> None:
+        """Takes note of a call, and now and then compares.
+
+        Args:
+            chances: Before correction.
+            request: What it is a step of. Steps of one request are much alike, so that only the
+                latest counts: else a few long runs would look like a shift.
+        """
         if self._calibration is None or not self._calibration.verdict.route:
             return  # then they are the same for every call
         row = tuple(chances[tier] for tier in self._calibration.tiers)
         with self._lock:
-            self._recent.append(row)
-            self._seen += 1
-            due = self._seen % EVERY == 0 and len(self._recent) == RECENT
-            recent = np.array(self._recent) if due else None
+            new = request not in self._recent
+            self._recent[request] = row
+            self._seen += new
+            if len(self._recent) > RECENT:
+                self._recent.popitem(last=False)
+            due = new and self._seen % EVERY == 0 and len(self._recent) == RECENT
+            recent = np.array(list(self._recent.values())) if due else None
         if recent is None:
             return
         found = drift(self._calibration.judged.predicted, recent)
         if found.drifted and not (self._drift and self._drift.drifted):
-            log.warning("%s. Promises are void until you calibrate again.", found.reason)
+            log.warning("%s. Promises are void as long as that is so.", found.reason)
         self._drift = found
 
     def kept(self, promise: Guarantee) -> Guarantee:
@@ -96,9 +105,10 @@ class Adaptation:
         It finds some errors and misses others: a reply counts as right to the share of those that
         were, among replies of this tier of which it said the same.
         """
-        known = self._calibration
-        if known is not None and tier in known.tiers:
-            right = float(known.verified[known.tiers.index(tier), int(problem)])
+        if self._calibration is None:
+            return
+        right = self._calibration.right_share(tier, problem=problem)
+        if right is not None:
             self.observe(tier, chance, right, weight=VERIFIED)
 
     def observe(self, tier: str, chance: float, ok: float, *, weight: float = 1.0) -> None:

@@ -42,9 +42,10 @@ class Answer:
 
     @property
     def final(self) -> Attempt:
-        """The last attempt without a problem or doubt, or the last of all."""
-        good = [one for one in self.attempts if not (one.problem or one.doubt)]
-        return (good or self.attempts)[-1]
+        """The last attempt without a problem or doubt, else without a problem, else of all."""
+        sound = [one for one in self.attempts if not one.problem]
+        good = [one for one in sound if not one.doubt]
+        return (good or sound or self.attempts)[-1]
 
     @property
     def reply(self) -> Reply:
@@ -65,10 +66,16 @@ class Answer:
         """Of all attempts together."""
         return sum(attempt.joules for attempt in self.attempts)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for ``response_metadata``."""
+    def to_json(self, *, first: bool = False) -> dict[str, Any]:
+        """Plain data for ``response_metadata``.
+
+        Args:
+            first: Whether to add the decision that the call began with, where it is another one.
+        """
         final = self.final
         forecast = final.decision.forecast
+        began = self.attempts[0].decision
+        more = {"first_decision": began.to_json()} if first and began is not final.decision else {}
         return {
             "id": self.id,
             "tier": final.decision.tier,
@@ -84,6 +91,7 @@ class Answer:
                 {
                     "tier": attempt.decision.tier,
                     "predicted_s": round(attempt.decision.forecast.seconds, 4),
+                    "predicted_joules": round(attempt.decision.forecast.joules, 3),
                     "actual_s": round(attempt.seconds, 4),
                     "joules": round(attempt.joules, 3),
                     "problem": attempt.problem,
@@ -94,4 +102,5 @@ class Answer:
                 for attempt in self.attempts
             ],
             "decision": final.decision.to_json(),
+            **more,
         }

@@ -76,7 +76,7 @@ class Calibration:
     floor: float
     suites: Mapping[str, int]
     judged: Judged
-    _promises: dict[tuple[float, float], Guarantee] = field(default_factory=dict, repr=False)
+    _promises: dict[tuple[object, ...], Guarantee] = field(default_factory=dict, repr=False)
     _prices: dict[tuple[object, ...], Price] = field(default_factory=dict, repr=False)
 
     def is_of(self, family: Family) -> bool:
@@ -141,25 +141,61 @@ class Calibration:
         ranked = iter(sorted((t for t in tiers if t.name in known), key=lambda t: known[t.name]))
         return tuple(next(ranked) if tier.name in known else tier for tier in tiers)
 
-    def promise(self, floor: float, confidence: float) -> Guarantee:
+    def promise(
+        self, floor: float, confidence: float, enabled: Collection[str] | None = None
+    ) -> Guarantee:
         """The threshold that keeps a floor, as a share of the best tier's successes.
 
+        Args:
+            floor: The share.
+            confidence: That the promise is true.
+            enabled: Tiers that may be asked; all by default.
+
         Raises:
-            ConfigError: A floor or confidence that cannot be.
+            ConfigError: A floor or confidence that cannot be, or none of the tiers is calibrated.
         """
-        key = (floor, confidence)
+        columns = self._columns(enabled, "nothing can be promised", "leave guarantee out")
+        key = (floor, confidence, *columns)
         if key not in self._promises:
-            best = int(np.argmax(self.means))
+            judged = self.judged
             self._promises[key] = guarantee(
-                self.judged.predicted,
-                self.judged.outcomes,
-                self.judged.cost,
+                judged.predicted[:, columns],
+                judged.outcomes[:, columns],
+                judged.cost[:, columns],
                 floor=floor,
                 confidence=confidence,
-                reference=best,
-                groups=self.judged.groups.tolist(),
+                reference=int(np.argmax(self.means[columns])),
+                groups=judged.groups.tolist(),
             )
         return self._promises[key]
+
+    def _columns(self, enabled: Collection[str] | None, so: str, instead: str) -> list[int]:
+        """Of these tiers; at least one."""
+        columns = [i for i, name in enumerate(self.tiers) if enabled is None or name in enabled]
+        if not columns:
+            raise ConfigError(
+                f"none of the enabled tiers is calibrated, so {so}; run tierwise calibrate, or "
+                f"{instead}"
+            )
+        return columns
+
+    @property
+    def given(self) -> Floats:
+        """Chances of the judged calls as `success` would have given them, shape (n, tiers)."""
+        if self.verdict.route:
+            return self.judged.predicted
+        return np.tile(self.usual, (len(self.judged.groups), 1))
+
+    def right_share(self, tier: str, *, problem: bool) -> float | None:
+        """Share of a tier's replies that are right, of those that verification finds fault with
+        or not, on the scale of `success`; None of tiers that are not calibrated."""
+        if tier not in self.tiers:
+            return None
+        at = self.tiers.index(tier)
+        share = float(self.verified[at, int(problem)])
+        if not self.verdict.route:
+            share += float(self.usual[at] - self.means[at])
+        return min(1.0, max(0.0, share))
 
     def price(self, budget: Budget, enabled: Collection[str] | None = None) -> Price:
         """Of a second, for a budget's ``mean_seconds`` or ``mean_quality``.
@@ -171,21 +207,14 @@ class Calibration:
         Raises:
             ConfigError: Calibration has judged no calls, or none of these tiers.
         """
-        columns = [i for i, name in enumerate(self.tiers) if enabled is None or name in enabled]
+        columns = self._columns(
+            enabled, "no price of a second can be found", "give price_per_second"
+        )
         key = (budget.mean_seconds, budget.mean_quality, budget.quality, *columns)
         if key in self._prices:
             return self._prices[key]
-        if not columns:
-            raise ConfigError(
-                "none of the enabled tiers is calibrated, so no price of a second can be found; "
-                "run tierwise calibrate, or give price_per_second"
-            )
         judged = self.judged
-        # As `success` has it for calls.
-        predicted = (
-            judged.predicted if self.verdict.route else np.tile(self.usual, (len(judged.groups), 1))
-        )
-        data = predicted[:, columns], judged.outcomes[:, columns], judged.cost[:, columns]
+        data = self.given[:, columns], judged.outcomes[:, columns], judged.cost[:, columns]
         best = int(np.argmax(self.means[columns]))
         if budget.mean_seconds is not None:
             found = price_for_seconds(

@@ -26,6 +26,7 @@ from tierwise.routing.router import Router
 from tierwise.routing.verify import is_new, verify
 from tierwise.runtime.chat import Call, Reply
 from tierwise.runtime.errors import (
+    CallTimeoutError,
     EngineError,
     FamilyError,
     ModelError,
@@ -109,6 +110,10 @@ def stream_answer(
         except UNREACHABLE as error:
             if not cascade.goes_on_without(attempt, error):
                 raise
+        except CallTimeoutError:
+            if not cascade.has_a_reply_before(attempt):
+                raise
+            break
     yield from cascade.still_held()
     yield cascade.answer()
 
@@ -137,6 +142,10 @@ async def astream_answer(
         except UNREACHABLE as error:
             if not cascade.goes_on_without(attempt, error):
                 raise
+        except CallTimeoutError:
+            if not cascade.has_a_reply_before(attempt):
+                raise
+            break
     for piece in cascade.still_held():
         yield piece
     yield cascade.answer()
@@ -227,6 +236,10 @@ class _Cascade:
         logger.warning("tier %s is out of reach: %s", name, error)
         self._unreachable[name] = str(error)
         return self.pin is None and not attempt.shown and not self._in_words
+
+    def has_a_reply_before(self, attempt: _Try) -> bool:
+        """Whether there is one without a fault for a call whose time is over."""
+        return not attempt.shown and any(not one.outcome.problem for one in self._done)
 
     def still_held(self) -> Sequence[Piece]:
         """The final reply, where none of it was shown until it was sure to stand."""

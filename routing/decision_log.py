@@ -7,6 +7,7 @@ thread of its own: where the file is locked or the disk is full they are dropped
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import logging
@@ -14,6 +15,7 @@ import queue
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -34,6 +36,9 @@ BUSY_S = 5.0
 """How long to wait for a file that another process writes."""
 
 SCHEMA_VERSION = 1
+
+_Row = tuple[str, tuple[Any, ...]]
+"""An SQL statement with its values."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS decisions (
@@ -70,21 +75,23 @@ class Logged:
 class DecisionLog:
     """Appends to one file. Safe to use from many threads, and from several processes.
 
+    What waits is written at the end of the process too, and when a log is let go unclosed.
+
     Args:
         path: The SQLite file; made at the first row.
         text: Whether calls and replies are kept as they are.
-
-    Attributes:
-        dropped: Rows that could not be written.
     """
 
     def __init__(self, path: Path, *, text: bool = False) -> None:
         self.path, self.text = path, text
-        self.dropped = 0
-        self._queue: queue.Queue[tuple[str, tuple[Any, ...]] | None] = queue.Queue(MOST_WAITING)
-        self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
-        self._closed = False
+        self._writer = _Writer(path)
+        # A log may be let go in any thread, the writer's too: nothing is waited for there.
+        weakref.finalize(self, self._writer.end).atexit = False
+
+    @property
+    def dropped(self) -> int:
+        """Rows that could not be written."""
+        return self._writer.dropped
 
     def add(self, call: Call, answer: Answer) -> None:
         """Takes note of an answer. Never waits or raises."""
@@ -103,7 +110,7 @@ class DecisionLog:
                 time.time(),
                 hashlib.sha256(prompt).hexdigest(),
                 decision.tier,
-                json.dumps(answer.to_json()),
+                json.dumps(answer.to_json(first=True)),
                 *kept,
             ),
         )
@@ -114,12 +121,8 @@ class DecisionLog:
 
     def close(self) -> None:
         """Writes what waits. Safe to call twice."""
-        with self._lock:
-            self._closed = True
-            thread, self._thread = self._thread, None
-        if thread is not None:
-            self._queue.put(None)
-            thread.join()
+        self._writer.end()
+        self._writer.wait()
 
     def __enter__(self) -> Self:
         return self
@@ -128,24 +131,51 @@ class DecisionLog:
         self.close()
 
     def _put(self, statement: str, values: tuple[Any, ...]) -> None:
+        self._writer.put((statement, values))
+
+
+class _Writer:
+    """The thread that writes, which does not hold the log that it writes for."""
+
+    def __init__(self, path: Path) -> None:
+        self.dropped = 0
+        self._path = path
+        self._queue: queue.SimpleQueue[_Row | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._over = False
+
+    def put(self, row: _Row) -> None:
         with self._lock:
-            if self._closed:
-                self._drop(1, "the log was closed")
+            if self._over or self._queue.qsize() >= MOST_WAITING:
+                slow = "rows come faster than they can be written"
+                self.drop(1, "the log was closed" if self._over else slow)
                 return
+            self._queue.put(row)
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._write, name="tierwise-decision-log", daemon=True
                 )
+                _writers.add(self)
                 self._thread.start()
-        try:
-            self._queue.put_nowait((statement, values))
-        except queue.Full:
-            self._drop(1, "rows come faster than they can be written")
 
-    def _drop(self, rows: int, why: str) -> None:
+    def drop(self, rows: int, why: str) -> None:
         if self.dropped == 0:
-            log.warning("the decision log %s loses rows: %s", self.path, why)
+            log.warning("the decision log %s loses rows: %s", self._path, why)
         self.dropped += rows
+
+    def end(self) -> None:
+        """Has the thread stop once all is written. Safe to call twice."""
+        with self._lock:
+            self._over = True
+            self._queue.put(None)
+
+    def wait(self) -> None:
+        """Until the thread has stopped."""
+        with self._lock:
+            thread = self._thread
+        if thread is not None:
+            thread.join()
 
     def _write(self) -> None:
         """Writes in batches until None comes."""
@@ -159,12 +189,25 @@ class DecisionLog:
             if not rows:
                 continue
             try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with closing(_opened(self.path)) as db, db:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                with closing(_opened(self._path)) as db, db:
                     for statement, values in rows:
                         db.execute(statement, values)
             except (sqlite3.Error, OSError) as error:
-                self._drop(len(rows), str(error))
+                self.drop(len(rows), str(error))
+        _writers.discard(self)
+
+
+_writers: set[_Writer] = set()
+"""Those whose threads run."""
+
+
+@atexit.register
+def _write_all() -> None:
+    """Threads that are daemons would be stopped in the middle."""
+    for writer in list(_writers):
+        writer.end()
+        writer.wait()
 
 
 def read_log(path: Path) -> Iterator[Logged]:
@@ -176,7 +219,8 @@ def read_log(path: Path) -> Iterator[Logged]:
     if not path.is_file():
         raise ConfigError(f"there is no decision log {str(path)!r}; check the path")
     try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=BUSY_S)) as db:
+        uri = f"{path.resolve().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_S)) as db:
             rows = db.execute(
                 "SELECT id, at, prompt_sha256, tier, answer, call, reply, feedback FROM decisions "
                 "ORDER BY at, id"

@@ -7,7 +7,7 @@ taken as it was, so the seconds of a very different routing are a guess.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,25 +95,31 @@ def replay(rows: Iterable[Logged], budget: Budget, *, policy: Policy = feasible_
 
 
 def _replayed(row: Logged, budget: Budget, policy: Policy) -> Replayed:
-    forecasts = [Forecast(**one) for one in row.answer["decision"]["forecasts"]]
-    then = next(one for one in forecasts if one.tier == row.tier)
+    """The first decision of a call, made again. Where the same tier is asked first, what came
+    after that would have come again."""
+    final = next(one for one in _forecasts(row.answer["decision"]) if one.tier == row.tier)
+    began = row.answer.get("first_decision") or row.answer["decision"]
+    forecasts = _forecasts(began)
+    tries = row.answer["attempts"]
+    seconds, joules = (
+        sum(one[key] for one in tries) for key in ("predicted_s", "predicted_joules")
+    )
+    then = row.tier, float(seconds), float(joules), final.success
     try:
         name, _, _ = policy([_judged(one, budget) for one in forecasts], budget, None)
     except NoFeasibleTierError:
-        now = None
+        now: tuple[str | None, float, float, float] = None, 0.0, 0.0, 0.0
     else:
-        now = next(one for one in forecasts if one.tier == name)
-    return Replayed(
-        row.id,
-        row.tier,
-        now.tier if now else None,
-        then.seconds,
-        now.seconds if now else 0.0,
-        then.joules,
-        now.joules if now else 0.0,
-        then.success,
-        now.success if now else 0.0,
-    )
+        chosen = next(one for one in forecasts if one.tier == name)
+        now = name, chosen.seconds, chosen.joules, chosen.success
+        if name == tries[0]["tier"]:
+            now = then
+    both = zip(then[1:], now[1:], strict=True)
+    return Replayed(row.id, row.tier, now[0], *(value for pair in both for value in pair))
+
+
+def _forecasts(decision: Mapping[str, Any]) -> list[Forecast]:
+    return [Forecast(**one) for one in decision["forecasts"]]
 
 
 def _judged(forecast: Forecast, budget: Budget) -> Forecast:

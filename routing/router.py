@@ -12,6 +12,7 @@ from tierwise.routing.adaptation import Adaptation
 from tierwise.routing.answer import Answer
 from tierwise.routing.budget import Budget
 from tierwise.routing.calibration import Calibration
+from tierwise.routing.chances import Chances
 from tierwise.routing.cost import CostModel
 from tierwise.routing.decision import Decision, Forecast
 from tierwise.routing.decision_log import DecisionLog
@@ -20,7 +21,7 @@ from tierwise.routing.forecasts import Forecaster
 from tierwise.routing.policy import Policy, feasible_first
 from tierwise.routing.prompts import context_needed, write_prompts
 from tierwise.routing.second_chances import SecondChances
-from tierwise.routing.success import USUAL_DIFFICULTY, SuccessModel, by_quality
+from tierwise.routing.success import USUAL_DIFFICULTY, by_quality
 from tierwise.routing.variants import Deriver, Variants, profile_of
 from tierwise.runtime.chat import Call, Reply
 from tierwise.runtime.errors import (
@@ -92,7 +93,6 @@ class Router:
                 **(profiles or {}),
             }
         )
-        self._success = SuccessModel(family)
         self.calibration = calibration
         self.adaptation = Adaptation(calibration)
         enabled = None if tiers is None else {family.member(name).name for name in tiers}
@@ -114,7 +114,8 @@ class Router:
         self._variants = None
         if deriver is not None:
             self._variants = Variants(family, deriver, threads=pool.threads)
-            self._take_in()
+        self._chances = Chances(family, calibration, self._variants)
+        self._take_in()
 
     def decide(
         self,
@@ -150,8 +151,9 @@ class Router:
         self._take_in()
         tiers, members = self.tiers, self.members
         excluded = self._excluded(above, without, pin)
-        if budget.guarantee is not None and self._variants is not None:
-            excluded |= dict.fromkeys(self._variants.names, "no promise was tested on it")
+        if budget.guarantee is not None and self.calibration is not None:
+            untested = {one.name for one in members} - {*self.calibration.tiers}
+            excluded |= dict.fromkeys(untested, "no promise was tested on it")
         usable = [one for one in members if one.name not in excluded] or members
         prompts, trimmed = write_prompts(self.pool, call, budget, tiers=members, usable=usable)
         longest = max(members, key=lambda one: one.context_tokens)
@@ -165,19 +167,12 @@ class Router:
                 f"{longest.context_tokens:,}. Shorten the conversation or the tools, or lower "
                 "max_tokens."
             )
-        difficulty = self._difficulty(call)
-        success = dict(self._success(difficulty))
-        if self.calibration is not None:
-            success |= self.calibration.success(call, prompt)
-            # An escalation is the same call once more, and a question about a call is none.
-            if above is None and policy is None:
-                self.adaptation.seen(success)
-        if self._variants is not None:
-            success |= self._variants.chances(success, difficulty)
-        best = max((success[tier.name] for tier in tiers), default=1.0)
-        for remote in self.remotes:
-            guess = best if remote.success is None else remote.success
-            success.setdefault(remote.name, guess)  # a calibration knows better
+        difficulty, conversation = self._difficulty(call), _conversation(call)
+        success = self._chances(call, prompt, difficulty, self.remotes)
+        # An escalation is the same call once more, and a question about a call is none.
+        if above is None and policy is None:
+            turns = sum(message.role == "user" for message in call.messages)
+            self.adaptation.seen(success, (conversation, turns))
         if budget.guarantee is None:  # a promise was tested on chances as they were learned
             success = self.adaptation.corrected(success)
         budget, priced = self._granted(budget, resources)
@@ -188,7 +183,7 @@ class Router:
             for tier in tiers
         ]
         if self._variants is not None and not excluded and budget.guarantee is None:
-            expected = self._expected(success, difficulty)
+            expected = success if self.calibration is None else self._chances.usual(difficulty)
             self._variants.seen(made.shortages, forecasts, expected, difficulty)
         forecasts += [
             made.remote(client, success[client.tier.name], excluded.get(client.tier.name))
@@ -197,7 +192,7 @@ class Router:
         if pin is not None:
             name, reason, forecasts_ = self._pinned(pin, forecasts)
         else:
-            current = self._current.get(_conversation(call))
+            current = self._current.get(conversation)
             name, reason, forecasts_ = (policy or self._policy)(forecasts, budget, current)
             reason = f"{reason}; {priced}" if priced else reason
         unusual = next(one.note for one in forecasts_ if one.tier == name)
@@ -229,7 +224,8 @@ class Router:
             return budget.model_copy(update={"price_per_second": price.per_second}), price.reason
         quality = None
         if self.calibration.verdict.route:  # else chances are not those that it was tested on
-            promise = self.calibration.promise(budget.quality, budget.guarantee)
+            enabled = [one.name for one in self.members]
+            promise = self.calibration.promise(budget.quality, budget.guarantee, enabled)
             quality = self.adaptation.kept(promise).threshold
         return budget.model_copy(update={"quality": 1.0 if quality is None else quality}), ""
 
@@ -242,20 +238,9 @@ class Router:
                 tier = variant.tier
                 profile = profile_of(tier, parent, self.cost.profiles[parent.name])
                 self.cost.profiles = {**self.cost.profiles, tier.name: profile}
-                expected = self._expected(self._success(USUAL_DIFFICULTY), USUAL_DIFFICULTY)
+                expected = self._chances.usual(USUAL_DIFFICULTY)
                 self.members = self._variants.place(tier, self.members, expected)
                 self.tiers = tuple(one for one in self.members if isinstance(one, Tier))
-
-    def _expected(self, success: Mapping[str, float], difficulty: float) -> dict[str, float]:
-        """Chances of success by tier: of all calls where that is known, else of this one."""
-        known = {}
-        if self.calibration is not None:
-            usual = self.calibration.usual.tolist()
-            known = dict(zip(self.calibration.tiers, usual, strict=True))
-        expected = {**success, **known}
-        if self._variants is not None:
-            expected |= self._variants.chances(expected, difficulty)
-        return expected
 
     def doubt(self, decision: Decision, reply: Reply, budget: Budget) -> str:
         """Why a better tier should be asked after this reply, in English; "" for no cause.
@@ -387,4 +372,4 @@ def _conversation(call: Call) -> str:
     start = [m.content for m in call.messages if m.role == "system"][:1]
     start += [m.content for m in call.messages if m.role == "user"][:1]
     start += [tool.name for tool in call.tools]
-    return hashlib.sha256("\0".join(start).encode()).hexdigest()
+    return hashlib.sha256("\0".join(start).encode(errors="replace")).hexdigest()

@@ -91,10 +91,24 @@ def does_not_loop(call: Call, reply: Reply) -> str | None:
 
 
 def is_new(call: Call, reply: Reply) -> str | None:
-    """A tool call that was made already since the last user turn, with the same arguments."""
+    """A tool call that was made already since the last user turn, with the same arguments.
+
+    To look again is right once something has happened: another tool was called since, and not
+    just as before, and did not fail (run the tests, edit, run the tests).
+    """
+    failed = {m.tool_call_id for m in call.since_user if m.role == "tool" and m.tool_failed}
     done = [one for message in call.since_user for one in message.tool_calls]
     for wanted in reply.tool_calls:
-        if any(_same(wanted, earlier) for earlier in done):
+        at = max((i for i, one in enumerate(done) if _same(wanted, one)), default=None)
+        if at is None:
+            continue
+        happened = any(
+            one.name != wanted.name
+            and one.id not in failed
+            and not any(_same(one, earlier) for earlier in done[:at])
+            for one in done[at + 1 :]
+        )
+        if not happened:
             return f"{wanted.name} was called with the same arguments already"
     return None
 
@@ -130,7 +144,8 @@ def does_not_refuse(call: Call, reply: Reply) -> str | None:
 
 
 def is_grounded(call: Call, reply: Reply) -> str | None:
-    """A number, or a name, in the arguments that the conversation never mentions.
+    """A number, or a name, in the arguments that the conversation never mentions. Which it is, the
+    problem does not say: logs that keep no text keep problems.
 
     Values that the schema lists, booleans and null are choices, not copies, and single digits
     are often counted or rounded; they are left alone. So are words in capitals, which are codes
@@ -150,7 +165,7 @@ def is_grounded(call: Call, reply: Reply) -> str | None:
             words = _words(_CODE.sub(" ", str(value)))
             unknown = [w for w in words if w not in known and not _is_small_number(w)]
             if len(unknown) > len(words) / 2:
-                return f"{name}={value!r} of {wanted.name} is nowhere in the conversation"
+                return f"the {name} for {wanted.name} is nowhere in the conversation"
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
@@ -76,23 +77,47 @@ def test_calls_of_another_kind_void_promises(caplog: pytest.LogCaptureFixture) -
     alike, other = Adaptation(found), Adaptation(found)
     rng = np.random.default_rng(2)
     with caplog.at_level(logging.WARNING, "tierwise"):
-        for _ in range(RECENT + EVERY):
+        for request in range(RECENT + EVERY):
             a, b = rng.random(2)
-            alike.seen({"small": float(a), "large": float(b)})
+            alike.seen({"small": float(a), "large": float(b)}, request)
         assert alike.drift is not None and not alike.drift.drifted
         assert alike.kept(PROMISE) is PROMISE and not caplog.records
-        for _ in range(RECENT + 4 * EVERY):
+        for request in range(RECENT + 4 * EVERY):
             a, b = rng.random(2)
-            other.seen({"small": float(a / 4), "large": float(b)})
+            other.seen({"small": float(a / 4), "large": float(b)}, request)
     assert other.drift is not None and other.drift.drifted
     assert [record.levelname for record in caplog.records] == ["WARNING"]  # told once
-    assert "calibrate again" in caplog.text
+    assert "void as long as" in caplog.text
     void = other.kept(PROMISE)
     assert not void.holds and void.reason.startswith("void:")
 
 
 def test_where_routing_does_not_pay_calls_cannot_drift() -> None:
     adaptation = Adaptation(made_calibration(route=False))
-    for _ in range(2 * RECENT):
-        adaptation.seen(CHANCES)
+    for request in range(2 * RECENT):
+        adaptation.seen(CHANCES, request)
     assert adaptation.drift is None and adaptation.kept(PROMISE) is PROMISE
+
+
+def test_the_steps_of_long_runs_are_no_shift() -> None:
+    """20 steps of one request have almost the same chances; of each request the latest counts."""
+    adaptation = Adaptation(made_calibration())
+    rng = np.random.default_rng(3)
+    for request in range(RECENT + EVERY - 1):
+        a, b = rng.random(2)
+        for _ in range(20):
+            adaptation.seen({"small": float(a), "large": float(b)}, request)
+    assert adaptation.drift is not None and adaptation.drift.n == RECENT
+    assert not adaptation.drift.drifted
+
+
+def test_without_feedback_a_tier_stays_where_the_calibration_put_it() -> None:
+    """Where routing does not pay, chances are drawn to what the build had measured; verification,
+    which finds of a reply what it usually does, must not undo that."""
+    found = made_calibration(route=False)
+    found = replace(found, usual=np.array([0.6, 0.8]))
+    adaptation = Adaptation(found)
+    for at in range(400):  # 8 of 10 replies are without fault: on average 0.5 of them are right
+        chance = adaptation.corrected({"small": 0.6})["small"]
+        adaptation.verified("small", chance, problem=at % 5 == 0)
+    assert adaptation.corrected({"small": 0.6})["small"] == pytest.approx(0.6, abs=0.02)

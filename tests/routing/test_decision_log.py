@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sqlite3
+import subprocess
+import sys
 import threading
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,6 +123,49 @@ def test_a_log_that_was_closed_takes_no_more(tmp_path: Path) -> None:
     assert log.dropped == 1 and not (tmp_path / "log").exists()
 
 
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path[:0] = [{tests!r}]
+from test_decision_log import CALL, DecisionLog, answered
+{lines}
+"""
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "log = DecisionLog(Path({path!r}))\nfor _ in range(99): log.add(CALL, answered())",
+        "for _ in range(99): DecisionLog(Path({path!r})).add(CALL, answered())",
+    ],
+    ids=["never closed", "let go"],
+)
+def test_what_waits_is_written_at_the_end_of_the_process(tmp_path: Path, lines: str) -> None:
+    script = SCRIPT.format(
+        tests=str(Path(__file__).parent), lines=lines.format(path=str(tmp_path / "log"))
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+    assert len(list(read_log(tmp_path / "log"))) == 99
+
+
+def test_a_log_that_is_let_go_leaves_no_thread(tmp_path: Path) -> None:
+    log = DecisionLog(tmp_path / "log")
+    log.add(CALL, answered())
+    thread = log._writer._thread
+    assert thread is not None and thread.is_alive()
+    del log
+    gc.collect()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert len(list(read_log(tmp_path / "log"))) == 1
+
+
+def test_names_of_files_are_no_addresses(tmp_path: Path) -> None:
+    with DecisionLog(tmp_path / "run#1?.sqlite") as log:
+        log.add(CALL, answered())
+    assert len(list(read_log(tmp_path / "run#1?.sqlite"))) == 1
+
+
 def test_what_is_no_log_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no decision log"):
         list(read_log(tmp_path / "nothing"))
@@ -163,3 +210,23 @@ def test_another_budget_chooses_other_tiers(tmp_path: Path) -> None:
 
     nothing = replay(rows, Budget(seconds_per_call=0.1)).to_json()
     assert nothing["refused"] == 2 and nothing["tiers"]["now"] == {"none": 2}
+
+
+def test_a_call_that_was_escalated_is_decided_from_its_beginning(tmp_path: Path) -> None:
+    first = Decision("small", "cheap", 0.5, 3, FORECASTS, prompt=(1, 2, 3))
+    above = (replace(FORECASTS[0], memory_bytes=0, feasible=False, verdict="no better than small"),)
+    second = Decision("large", "escalated", 0.5, 3, (*above, FORECASTS[1]), prompt=(1, 2, 3))
+    tries = (
+        Attempt(first, Reply(""), 0.5, "the reply is empty"),
+        Attempt(second, Reply("x"), 3, ""),
+    )
+    with DecisionLog(tmp_path / "log") as log:
+        log.add(CALL, Answer(tries, "1"))
+    (row,) = read_log(tmp_path / "log")
+    again = replay([row], Budget(quality=0.5)).rows[0]
+    assert (again.then, again.now) == ("large", "large")  # small is asked first, and fails again
+    assert again.seconds_then == again.seconds_now == 4.0
+    better = replay([row], Budget(quality=1.0)).rows[0]
+    assert better.now == "large" and better.seconds_now == 3.0  # at once
+    tight = replay([row], Budget(seconds_per_call=0.5, quality=0.0)).rows[0]
+    assert tight.now is None

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from calibration_factory import PLENTY, made_calibration, scripted_pair
-from scripted_model import FRUIT
+from family_factory import TierSpec, make_family
+from scripted_model import FRUIT, write_scripted_gguf
 
 from tierwise.routing.budget import Budget
 from tierwise.routing.calibration import Calibration
-from tierwise.routing.cascade import answer, stream_answer
+from tierwise.routing.cascade import aanswer, answer, stream_answer
+from tierwise.routing.decision import Forecast
+from tierwise.routing.policy import feasible_first
 from tierwise.routing.router import Router
 from tierwise.routing.signals import Signals, sureness, unmoved
 from tierwise.runtime.chat import Call, Message, Reply
@@ -52,6 +57,38 @@ def test_a_doubted_reply_gives_way_to_a_better_tier(family: Family, pool: Pool) 
     assert told[0]["doubt"] and not told[1]["doubt"]
     sure = made_calibration(signals=Signals(np.array([ALWAYS, ALWAYS]), unmoved(2)))
     assert not answer(router(family, pool, sure), CALL).escalated
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_reply_that_was_only_doubted_stands_where_no_better_one_comes(
+    tmp_path: Path, late: bool
+) -> None:
+    """The better tier says nothing at all, or comes to no end in time."""
+    small = write_scripted_gguf(tmp_path / "small.gguf", FRUIT)
+    large = write_scripted_gguf(tmp_path / "large.gguf", {**FRUIT, "banana": ""})
+    specs = [TierSpec("small", small, kl=0.1), TierSpec("large", large, prefill=100.0)]
+    family = make_family(tmp_path / "family", specs)
+    unsure = made_calibration(signals=Signals(np.array([NEVER, ALWAYS]), unmoved(2)))
+
+    def slow_to_escalate(
+        forecasts: Sequence[Forecast], budget: Budget, current: str | None
+    ) -> tuple[str, str, tuple[Forecast, ...]]:
+        if late and not forecasts[0].feasible:
+            time.sleep(1.6)
+        return feasible_first(forecasts, budget, current)
+
+    call = replace(CALL, timeout_s=1.5)
+    with Pool(family, probe=lambda: PLENTY, threads=1) as pool:
+        routed = Router(
+            *(family, pool, Budget(quality=0.5)),
+            probe=lambda: PLENTY,
+            calibration=unsure,
+            policy=slow_to_escalate,
+        )
+        for result in (answer(routed, call), asyncio.run(aanswer(routed, call))):
+            assert len(result.attempts) == (1 if late else 2)
+            assert result.final.decision.tier == "small" and result.reply.text
+            assert result.final.doubt and not result.final.problem
 
 
 def test_the_best_tier_and_what_was_shown_are_not_doubted(family: Family, pool: Pool) -> None:

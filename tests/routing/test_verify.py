@@ -237,6 +237,40 @@ def test_only_since_the_last_user_turn() -> None:
     assert is_new(later, calling(city="Paris")) is not None
 
 
+def steps(*calls: tuple[str, str, bool]) -> tuple[Message, ...]:
+    """Tool calls one after another, by name, argument and whether they went well."""
+    said: list[Message] = []
+    for number, (name, value, well) in enumerate(calls):
+        made = ToolCall(name, {"x": value}, id=str(number))
+        said.append(Message("assistant", tool_calls=(made,)))
+        result = Message("tool", "…", tool_call_id=made.id, tool_name=name, tool_failed=not well)
+        said.append(result)
+    return tuple(said)
+
+
+RUN, EDIT, FAILED = ("run", "tests", True), ("edit", "a.py", True), ("edit", "a.py", False)
+
+
+@pytest.mark.parametrize(
+    ("before", "new"),
+    [
+        ((RUN, EDIT), True),
+        ((RUN, EDIT, RUN, ("edit", "b.py", True)), True),
+        ((RUN, ("edit", "a.py", True), ("edit", "b.py", False)), True),
+        ((RUN,), False),
+        ((RUN, FAILED), False),  # nothing came of it
+        ((RUN, ("run", "docs", True)), False),  # the same tool
+        ((RUN, EDIT, RUN), False),
+        ((RUN, EDIT, RUN, EDIT), False),  # round in circles
+    ],
+)
+def test_to_look_again_is_right_once_something_has_happened(
+    before: tuple[tuple[str, str, bool], ...], new: bool
+) -> None:
+    call = asked("Mend the tests.", *steps(*before))
+    assert (is_new(call, calling("run", x="tests")) is None) is new
+
+
 # --- is_grounded ------------------------------------------------------------------------
 
 
@@ -245,7 +279,7 @@ def grounded(text: str, value: Any, schema: Any = None, description: str = "") -
     tool = Tool("f", description, {"type": "object", "properties": properties})
     problem = is_grounded(asked(text, tools=(tool,)), calling("f", value=value))
     if problem is not None:
-        assert problem == f"value={value!r} of f is nowhere in the conversation"
+        assert problem == "the value for f is nowhere in the conversation"
     return problem is None
 
 
