@@ -21,6 +21,7 @@ from langchain_core.utils.function_calling import convert_to_json_schema, conver
 from tierwise.routing.budget import Budget
 from tierwise.runtime.chat import JSONObject, Message, Role, Tool, ToolCall
 from tierwise.runtime.errors import ConfigError, UnsupportedContentError
+from tierwise.runtime.schemas import without_nulls
 
 _ROLES: dict[str, Role] = {
     "system": "system",
@@ -130,7 +131,7 @@ def to_tools(
         Tool(
             name=function["name"],
             description=function.get("description") or "",
-            parameters=function.get("parameters") or {},
+            parameters=without_nulls(function.get("parameters") or {}),
         )
         for function in functions
     )

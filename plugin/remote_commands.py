@@ -37,13 +37,15 @@ def connect(
 ) -> None:
     """Add a model behind an OpenAI-compatible server to a family, as a tier that is asked last.
 
-    Calls go there when no local tier will do. The key itself is never written down.
+    Calls go there when no local tier will do. The key itself is never written down. On another
+    machine the family's remote tier is left alone until the same command is run there.
 
     JSON: {"remotes": [{"name", "url", "model", "api_key_env", "context_tokens", "timeout_s",
     "success"}], "seconds"}, seconds being those of the question, or null.
     """
     from pydantic import ValidationError
 
+    from tierwise.runtime.consent import allow
     from tierwise.runtime.errors import ConfigError
     from tierwise.runtime.family import Family
     from tierwise.runtime.remote import ask_briefly
@@ -65,6 +67,7 @@ def connect(
         changed = Family.model_validate(values)
     except ValidationError as error:
         raise ConfigError(first_problem(error, "remote tier")) from error
+    allow(remote)
     seconds = ask_briefly(remote) if check else None
     changed.save(family.folder)
     if as_json:

@@ -316,8 +316,7 @@ class Context:
         if self.apart:  # as many streams as this context has, all but the first of them empty
             size -= 4 * (_MOST_APART - self.sequences + 1)
             state[8:_STATE_HEADER].view(np.uint32)[0] = self.sequences
-        with captured_log():  # "failed to find available cells", when it does not fit
-            done = lib.llama_state_seq_set_data(self.handle, _pointer(state), size, sequence)
+        done = lib.llama_state_seq_set_data(self.handle, _pointer(state), size, sequence)
         if done == size:
             return True
         lib.llama_memory_seq_rm(lib.llama_get_memory(self.handle), sequence, -1, -1)

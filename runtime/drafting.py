@@ -296,7 +296,7 @@ class Drafter:
         most replies end before that pays.
         """
         smaller = self.smaller
-        if smaller is None:
+        if smaller is None or not smaller.costs:
             return []
         token_s, costs = _token_s(reply, self.costs), smaller.costs
         chances = [self._by_tier[0]] * LONGEST

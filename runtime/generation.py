@@ -113,7 +113,6 @@ class Generation:
         self._model = model
         self._emit = emit
         self._limit = room if request.max_tokens is None else min(room, request.max_tokens)
-        self._sampler = Sampler(request.sampling)
         self._stream = TextStream(request.stop)
         self._text = ""
         self._sent = 0
@@ -127,6 +126,7 @@ class Generation:
             self._matcher = grammars.matcher(request.constraint.lark)
         # What the grammar forces before the first choice is read with the prompt.
         self._force()
+        self._sampler = Sampler(request.sampling)  # last: it is native, and freed by `close`
 
     @property
     def unread(self) -> list[int]:

@@ -193,6 +193,7 @@ class GrammarCompiler:
     def __init__(self, model: Model, *, remembered: int = 64) -> None:
         self._model = model
         self._lock = threading.Lock()
+        self._compiling = threading.Lock()  # for seconds; who holds it may take the other too
         self._tokenizer: llguidance.LLTokenizer | None = None
         self._compiled: OrderedDict[str, Any] = OrderedDict()
         self._remembered = remembered
@@ -209,21 +210,29 @@ class GrammarCompiler:
             ToolSchemaError: The grammar does not compile. `check` says which part.
             EngineClosedError: After `close`.
         """
-        with self._lock:
-            if self._closed:
-                raise EngineClosedError("this tier was unloaded; ask the pool for it again")
-            prototype = self._compiled.get(lark)
-            if prototype is None:
-                prototype = llguidance.LLMatcher(self._trie(), _from_lark(lark), log_level=0)
-                if prototype.is_error():
-                    raise ToolSchemaError(
-                        f"the reply's grammar cannot be compiled: {prototype.get_error()}"
-                    )
+        if (known := self._known(lark)) is not None:
+            return known
+        with self._compiling:
+            if (known := self._known(lark)) is not None:  # somebody was quicker
+                return known
+            prototype = llguidance.LLMatcher(self._trie(), _from_lark(lark), log_level=0)
+            if prototype.is_error():
+                raise ToolSchemaError(
+                    f"the reply's grammar cannot be compiled: {prototype.get_error()}"
+                )
+            with self._lock:
                 self._compiled[lark] = prototype
                 while len(self._compiled) > self._remembered:
                     self._compiled.popitem(last=False)
-            self._compiled.move_to_end(lark)
             return prototype
+
+    def _known(self, lark: str) -> Any | None:
+        with self._lock:
+            if self._closed:
+                raise EngineClosedError("this tier was unloaded; ask the pool for it again")
+            if lark in self._compiled:
+                self._compiled.move_to_end(lark)
+            return self._compiled.get(lark)
 
     def check(self, call: Call) -> None:
         """Finds the tool and property that cannot be compiled.
@@ -240,7 +249,7 @@ class GrammarCompiler:
 
     def close(self) -> None:
         """Waits for a compilation that runs; later ones would read a vocabulary that is gone."""
-        with self._lock:
+        with self._compiling, self._lock:
             self._closed = True
 
     def _trie(self) -> llguidance.LLTokenizer:

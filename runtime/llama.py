@@ -36,11 +36,12 @@ _REMEMBERED_PIECES = 4096
 _log_lock = threading.RLock()
 _log_lines: list[str] | None = None
 _log_listener: Callable[[str], None] | None = None
+_log_thread = 0
 
 
 @lib.llama_log_callback  # type: ignore[untyped-decorator]
 def _on_log(_level: int, text: bytes, _user_data: Any) -> None:
-    if _log_lines is not None:
+    if _log_lines is not None and threading.get_ident() == _log_thread:
         line = text.decode("utf-8", errors="replace")
         _log_lines.append(line)
         if _log_listener is not None:
@@ -53,16 +54,17 @@ lib.llama_log_set(_on_log, ctypes.c_void_p(0))
 
 @contextmanager
 def captured_log(listener: Callable[[str], None] | None = None) -> Iterator[list[str]]:
-    """Collects what llama.cpp logs. The log is global, so one capture runs at a time.
+    """Collects what llama.cpp logs in this thread. The log is global, so one capture runs at a
+    time; what other threads have it say meanwhile is left out.
 
     Args:
         listener: Called with each line as it comes; must not raise.
     """
-    global _log_lines, _log_listener
+    global _log_lines, _log_listener, _log_thread
     with _log_lock:
         lib.llama_log_set(_on_log, ctypes.c_void_p(0))  # another library may have taken it
         outer = _log_lines, _log_listener
-        _log_lines, _log_listener = [], listener
+        _log_lines, _log_listener, _log_thread = [], listener, threading.get_ident()
         try:
             yield _log_lines
         finally:

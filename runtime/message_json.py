@@ -14,6 +14,7 @@ from typing import Any
 
 from tierwise.runtime.chat import Call, Message, Reply, Role, Tool, ToolCall
 from tierwise.runtime.errors import ConfigError
+from tierwise.runtime.schemas import without_nulls
 
 SHAPE = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", ...}]}'
 
@@ -131,7 +132,8 @@ def tool_from(tool: Any) -> Tool:
         parameters = {"properties": found, "required": body.get("required") or []}
     if not isinstance(parameters, Mapping):
         raise ConfigError(f"the parameters of tool {name!r} are no JSON schema: {parameters!r}.")
-    return Tool(name, str(body.get("description") or ""), {"type": "object", **parameters})
+    parameters = without_nulls({"type": "object", **parameters})
+    return Tool(name, str(body.get("description") or ""), parameters)
 
 
 def message_to_json(message: Message) -> dict[str, Any]:
@@ -184,6 +186,10 @@ def call_to_json(call: Call) -> dict[str, Any]:
         data["parallel_tool_calls"] = True
     if call.response_schema is not None:
         data["response_schema"] = dict(call.response_schema)
+    if call.regex is not None:
+        data["regex"] = call.regex
+    if call.choices:
+        data["choices"] = list(call.choices)
     if call.max_tokens is not None:
         data["max_tokens"] = call.max_tokens
     return data
@@ -203,18 +209,24 @@ def call_from_json(data: Any) -> Call:
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"there are no messages in it. Write it as {SHAPE}.")
     tools, schema = data.get("tools", []), data.get("response_schema")
-    most = data.get("max_tokens")
+    most, regex, choices = data.get("max_tokens"), data.get("regex"), data.get("choices") or []
     if not isinstance(tools, list):
         raise ConfigError(f"its tools must be a list, not {tools!r}.")
     if schema is not None and not isinstance(schema, Mapping):
         raise ConfigError(f"its response_schema must be a JSON schema, not {schema!r}.")
     if most is not None and (not isinstance(most, int) or most < 1):
         raise ConfigError(f"its max_tokens must be a whole number above 0, not {most!r}.")
+    if regex is not None and not isinstance(regex, str):
+        raise ConfigError(f"its regex must be a text, not {regex!r}.")
+    if not isinstance(choices, list) or not all(isinstance(one, str) for one in choices):
+        raise ConfigError(f"its choices must be a list of texts, not {choices!r}.")
     return Call(
         tuple(message_from(entry) for entry in entries),
         tools=tuple(tool_from(tool) for tool in tools),
         tool_choice=str(data.get("tool_choice") or "auto"),
         parallel_tool_calls=bool(data.get("parallel_tool_calls")),
         response_schema=schema,
+        regex=regex,
+        choices=tuple(choices),
         max_tokens=most,
     )

@@ -305,7 +305,9 @@ class Pool:
                 return
             entry.widening = True
             need = self._room.predict(tier, n_ctx, slots, entry.tier.kv_type)
-            old, entry.bytes = entry.bytes, need
+            least = self._room.predict(tier, n_ctx, 1, entry.tier.kv_type)
+            old = entry.bytes, entry.least_bytes
+            entry.bytes, entry.least_bytes = need, least
             self._room.limit_host()
         done = engine.grow_soon(n_ctx, slots)
 
@@ -313,7 +315,7 @@ class Pool:
             with self._changed:
                 entry.widening = False
                 if future.exception() is not None:
-                    entry.bytes = old
+                    entry.bytes, entry.least_bytes = old
                     log.warning("%s keeps its context: %s", entry.name, future.exception())
                 self._changed.notify_all()
             if future.exception() is None:  # others may have come meanwhile
@@ -344,8 +346,7 @@ class Pool:
             elif own is not None:  # somebody uses it by now
                 return self._load(tier, n_ctx, expected, cap, own.tier.kv_type)
         if own is not None and not other:
-            slots = self._room.most_slots(own, tier, n_ctx, own.tier.engine.slots, cap)
-            return self._enlarge(own, tier, n_ctx, slots, expected, events)
+            return self._enlarge(own, tier, n_ctx, expected, cap, events)
         if own is not None:
             own.tier.close()
             events.append(f"unloaded {own} to keep keys and values as {kind}")
@@ -372,22 +373,31 @@ class Pool:
         raise self._was_closed()
 
     def _enlarge(
-        self, own: Entry, tier: Tier, n_ctx: int, slots: int, expected: int, events: list[str]
+        self,
+        own: Entry,
+        tier: Tier,
+        n_ctx: int,
+        expected: int,
+        cap: int | None,
+        events: list[str],
     ) -> Lease:
-        kind = own.tier.kv_type
-        need = self._room.predict(tier, n_ctx, slots, kind)
+        """Of an entry that is held by a 0 among its holders, until the lease holds it."""
+        kind, engine = own.tier.kv_type, own.tier.engine
         try:
-            own.tier.engine.grow_soon(n_ctx, slots).result()
+            slots = self._room.most_slots(own, tier, n_ctx, engine.slots, cap)
+            need = self._room.predict(tier, n_ctx, slots, kind)
+            least = self._room.predict(tier, n_ctx, 1, kind)
+            engine.grow_soon(n_ctx, slots).result()
+            events.append(f"enlarged the context of {own.name} to {n_ctx:,} tokens")
+            log.info(events[-1])
+            with self._changed:
+                self._check_open()
+                own.bytes, own.least_bytes = need, least
+                self._room.limit_host()
+                return Lease(own, self._changed, expected, load_s=None, events=tuple(events))
         finally:
             with self._changed:
                 own.holders.remove(0)
-        events.append(f"enlarged the context of {own.name} to {n_ctx:,} tokens")
-        log.info(events[-1])
-        with self._changed:
-            self._check_open()
-            own.bytes, own.least_bytes = need, self._room.predict(tier, n_ctx, 1, kind)
-            self._room.limit_host()
-            return Lease(own, self._changed, expected, load_s=None, events=tuple(events))
 
     def _check_open(self) -> None:
         if self._closed:

@@ -16,7 +16,9 @@ from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any, Self
 
 from tierwise.runtime.chat import Call, Message, Reply, ToolCall, Usage
+from tierwise.runtime.consent import refusal
 from tierwise.runtime.errors import (
+    CallTimeoutError,
     RemoteError,
     RemoteReplyError,
     ThrottledError,
@@ -59,6 +61,7 @@ class RemoteClient:
 
     def __init__(self, tier: RemoteTier) -> None:
         self.tier = tier
+        self._refusal = refusal(tier)
         self._lock = threading.Lock()
         self._failures = 0
         self._again_at = 0.0
@@ -67,6 +70,8 @@ class RemoteClient:
 
     def out_of_reach(self) -> str:
         """Why it should not be asked now, in English; "" if it may."""
+        if self._refusal:
+            return self._refusal
         with self._lock:
             left = self._again_at - time.monotonic()
             return f"{self._why}; asked again in {left:.0f} s" if left > 0 else ""
@@ -90,7 +95,8 @@ class RemoteClient:
 
         Raises:
             MissingExtraError: langchain-openai is not installed.
-            RemoteError: The environment variable of the key is not set.
+            RemoteError: The environment variable of the key is not set, or nobody has connected
+                the tier on this machine.
         """
         del prompt, hint
         key_of(self.tier)
@@ -124,15 +130,18 @@ class RemoteClient:
             return self._connections
 
     def failed(self, error: Exception) -> RemoteError:
-        """The error for callers; the server is left alone for a while."""
+        """The error for callers. The server is left alone for a while, unless it works and only
+        this call came to nothing."""
         wait = _retry_after(error)
         why = f"remote tier {self.tier.name!r} at {self.tier.url}: {_told(error)}"
-        with self._lock:
-            self._failures += 1
-            pause = min(LONGEST_BREAK_S, 2.0 ** min(self._failures - 1, 6))
-            self._again_at = time.monotonic() + max(pause, wait)
-            self._why = why
-        told = _kind(error)(why)
+        kind = _kind(error)
+        if kind is not RemoteReplyError:
+            with self._lock:
+                self._failures += 1
+                pause = min(LONGEST_BREAK_S, 2.0 ** min(self._failures - 1, 6))
+                self._again_at = time.monotonic() + max(pause, wait)
+                self._why = why
+        told = kind(why)
         told.retry_s = wait
         return told
 
@@ -212,11 +221,20 @@ class RemoteReply:
 
     @contextmanager
     def _failures_told(self) -> Iterator[None]:
-        """Whatever goes wrong is the server's fault, and it is left alone for a while."""
+        """What goes wrong is the server's fault, and it is left alone for a while; but not where
+        it was in the middle of a reply that the caller had no more time for."""
         try:
             yield
         except Exception as error:
-            raise self._client.failed(error) from error
+            limit, took = self._call.timeout_s, time.perf_counter() - self._began
+            if limit is None or took < limit:
+                raise self._client.failed(error) from error
+            if self._first_s is None:
+                self._client.failed(error)
+            raise CallTimeoutError(
+                f"remote tier {self._client.tier.name!r} gave no whole reply in {limit:g} s; allow "
+                "more (timeout)"
+            ) from error
 
     def reply(self) -> Reply:
         """Waits for the end.

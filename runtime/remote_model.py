@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from tierwise.runtime.chat import Call, Message
+from tierwise.runtime.consent import refusal
 from tierwise.runtime.errors import MissingExtraError, RemoteError
 from tierwise.runtime.remote_tier import RemoteTier
 from tierwise.runtime.template_messages import as_openai
@@ -25,6 +26,8 @@ def key_of(tier: RemoteTier) -> str:
             f"remote tier {tier.name!r} is asked through langchain-openai, which is not installed: "
             "pip install 'tierwise[remote]'"
         ) from error
+    if why := refusal(tier):
+        raise RemoteError(f"remote tier {tier.name!r}: {why}")
     key = os.environ.get(tier.api_key_env, "") if tier.api_key_env else "none"
     if not key:
         raise RemoteError(

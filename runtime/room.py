@@ -145,7 +145,9 @@ class Room:
                 busy = [e for e in self.entries.values() if e is not own and e.spare_bytes]
                 victim = min(idle or busy, key=_first_to_go)
                 freed, finish = self._take(victim)
+            held = self.host.bytes
             events += finish()
+            freed += held - self.host.bytes  # prefixes that went with it, or came out of it
             resources = replace(resources, available_bytes=resources.available_bytes + freed)
 
     def _take(self, victim: Entry) -> tuple[int, Callable[[], list[str]]]:

@@ -39,6 +39,32 @@ def object_schema(tool: Tool) -> JSONObject:
     return {"type": "object", **tool.parameters}
 
 
+def without_nulls(schema: JSONObject) -> JSONObject:
+    """The schema without keywords that are null, as some servers (those in Go) write what is empty;
+    null as a value (``default``, ``enum``) stays."""
+    out: dict[str, Any] = {}
+    for key, value in schema.items():
+        if value is None and key in _PARTS:
+            continue
+        if key in _NAMED and isinstance(value, Mapping):
+            value = {name: _without_nulls(one) for name, one in value.items()}
+        elif key in _PARTS:
+            value = _without_nulls(value)
+        out[key] = value
+    return out
+
+
+_NAMED = ("properties", "patternProperties", "$defs", "definitions")
+_PARTS = {*_NAMED, "required", "items", "prefixItems", "additionalProperties"}
+_PARTS |= {"allOf", "anyOf", "oneOf"}
+
+
+def _without_nulls(part: Any) -> Any:
+    if isinstance(part, list):
+        return [_without_nulls(one) for one in part]
+    return without_nulls(part) if isinstance(part, Mapping) else part
+
+
 def closed(schema: JSONObject) -> JSONObject:
     """The schema with every object that lists its properties closed to others.
 
@@ -53,7 +79,7 @@ def closed(schema: JSONObject) -> JSONObject:
 def _has_mixture(schema: Any) -> bool:
     if isinstance(schema, Mapping):
         parts = sum(key in schema for key in ("properties", "$ref", "anyOf", "oneOf"))
-        parts += len(schema.get("allOf", ()))
+        parts += len(schema.get("allOf") or ())
         return parts > 1 or any(map(_has_mixture, schema.values()))
     return isinstance(schema, list | tuple) and any(map(_has_mixture, schema))
 
@@ -68,10 +94,11 @@ def _closed(schema: Any) -> Any:
         if key in ("enum", "const", "default", "examples"):  # values, not schemas
             out[key] = value
         elif key in ("properties", "patternProperties", "$defs", "definitions"):
-            out[key] = {name: _closed(one) for name, one in value.items()}
+            items = value.items() if isinstance(value, Mapping) else ()
+            out[key] = {name: _closed(one) for name, one in items} or value
         else:
             out[key] = _closed(value)
-    if "properties" in out:
+    if out.get("properties") is not None:
         out.setdefault("additionalProperties", False)
     return out
 

@@ -136,6 +136,8 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         method = getattr(obj, "__wrapped__", obj)  # Jinja wraps `str.format`
         owner = getattr(method, "__self__", None)
+        if isinstance(owner, str) and getattr(method, "__name__", "") == "join":
+            args = tuple(one if isinstance(one, str) else list(one) for one in args)
         self._meter.charge(1 + sum(map(self._meter.size, args)))
         if isinstance(owner, str):
             self._meter.charge(self._meter.size(owner))
@@ -182,7 +184,8 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
             if isinstance(value, str | list | tuple) and isinstance(times, int):
                 check_length(len(value) * times, of_list=not isinstance(value, str))
         if isinstance(left, int) and isinstance(right, int):
-            bits = left.bit_length() * right if operator == "**" else left.bit_length()
+            each = left.bit_length()
+            bits = each * right if operator == "**" else each + right.bit_length()
             if bits > 1024:
                 raise SecurityError("it makes numbers of more than 1,024 bits")
 
@@ -190,21 +193,23 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         """A form (``%`` or ``format``): no wide padding, no value many times over."""
         if re.search(wide, form):
             raise SecurityError("it pads a text without measure")
-        longest = max((len(v) for v in values if isinstance(v, str | list | dict)), default=0)
+        longest = max((len(str(value)) for value in values), default=0)
         check_length((form.count("%") + form.count("{")) * longest)
 
     def _check_method(
         self, owner: str, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
         values = (*args, *kwargs.values())
-        if name in ("center", "ljust", "rjust", "zfill", "expandtabs"):
+        if name in ("expandtabs", "translate"):
+            raise SecurityError(f"it calls {name}, which makes texts longer without measure")
+        if name in ("center", "ljust", "rjust", "zfill"):
             if any(isinstance(value, int) and value > _WIDEST for value in values):
                 raise SecurityError("it pads a text without measure")
         elif name in ("format", "format_map"):
             self._check_form(owner, values, r"\d{4}|\{[^{}]*\{")
         elif name == "replace" and len(args) >= 2:
             self._check_replace(owner, args[0], args[1])
-        elif name == "join" and args and isinstance(args[0], list | tuple):
+        elif name == "join" and args:
             self._check_join(args[0], owner)
 
     def _check_replace(self, text: str, old: Any, new: Any) -> None:

@@ -155,7 +155,9 @@ class _Repacking:
         experts = shape[2] > 1
         key = (head.type, shape)
         if key not in self._known:
-            self._known[key] = 0 if shape[1] == 1 else self._ask(tensor, head, experts)
+            # Vectors and kernels of convolutions are no factors of a product of matrices.
+            product = shape[1] > 1 and shape[3] == 1
+            self._known[key] = self._ask(tensor, head, experts) if product else 0
         return self._known[key]
 
     def _ask(self, tensor: Any, head: _TensorHead, experts: bool) -> int:

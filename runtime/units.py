@@ -21,7 +21,7 @@ def parse_bytes(value: object) -> object:
     """
     if not isinstance(value, str):
         return value
-    match = re.fullmatch(r"\s*([\d.]+)\s*([A-Za-z]*)\s*", value)
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([A-Za-z]*)\s*", value, re.ASCII)
     if match is None or match[2].upper() not in _UNITS:
         raise ConfigError(f"{value!r} is not a size; write for example 2GiB, 500MB or 1000000")
     return int(float(match[1]) * _UNITS[match[2].upper()])

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
+from tierwise.runtime.errors import FamilyError
 from tierwise.runtime.family import Divergence, Family, Tier
 from tierwise.runtime.files import FileHashes, write_atomically
 from tierwise.runtime.record import Record
@@ -119,7 +120,7 @@ class VariantStore:
             variant = Variant.model_validate_json(self._record(key).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        except (OSError, ValidationError, UnicodeDecodeError) as error:
+        except (OSError, ValidationError, UnicodeDecodeError, FamilyError) as error:
             wrong = f"its record cannot be read ({error})"
         else:
             wrong = self._wrong(key, variant)

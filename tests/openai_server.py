@@ -21,6 +21,7 @@ class OpenAIServer(ThreadingHTTPServer):
         throttled: So many further requests get 429, whatever the mode.
         retry_after: What the server then asks for.
         knows: Replies by a text that the last message contains; a reply of None is a bad call.
+        pause_s: Between two parts of a reply.
         most_at_once: Requests that were in progress at the same time.
         asked: Every request's body.
         call: A tool call to reply with, as (name, arguments); None for words.
@@ -35,6 +36,7 @@ class OpenAIServer(ThreadingHTTPServer):
         self.keys: list[str] = []
         self.call: tuple[str, str] | None = None
         self.throttled = 0
+        self.pause_s = 0.005
         self.retry_after = "30"
         self.knows: dict[str, str | None] = {}
         self.most_at_once = self.at_once = 0
@@ -94,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._leave()  # before the client can ask anew
             self.wfile.write(f"data: {chunk}\n\n".encode())
             self.wfile.flush()
-            time.sleep(0.005)
+            time.sleep(server.pause_s)
         self.close_connection = True
 
     def _refuse(self, status: int | None) -> None:

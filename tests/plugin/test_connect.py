@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from tierwise import ChatTierwise
 from tierwise.plugin.cli import app
 from tierwise.runtime.family import Family
+from tierwise.runtime.files import home
 
 
 @pytest.fixture
@@ -40,6 +41,8 @@ def test_a_server_becomes_a_tier_and_goes_again(folder: Path, server: OpenAIServ
     options = ("--url", server.url, "--model", "great-model")
     found = json.loads(run("connect", folder, "far", *options, "--success", 0.9, "--json"))
     assert found["seconds"] > 0 and len(server.asked) == 1
+    allowed = home() / "remotes.json"
+    assert len(json.loads(allowed.read_text(encoding="utf-8"))["allowed"]) == 1
     (remote,) = found["remotes"]
     assert (remote["name"], remote["model"], remote["success"]) == ("far", "great-model", 0.9)
     shown = json.loads(run("show", folder, "--json"))

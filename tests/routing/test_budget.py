@@ -32,6 +32,8 @@ def test_nothing_is_limited_unless_asked() -> None:
         ("memory", "a lot"),
         ("memory", 0),
         ("memory", "-1GB"),
+        ("memory", "1.2.3GB"),
+        ("memory", "."),
         ("seconds_per_call", 0),
         ("seconds_per_call", -1.0),
         ("seconds_per_call", math.nan),

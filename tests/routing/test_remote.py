@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from tierwise.routing.budget import Budget
 from tierwise.routing.cascade import aanswer, answer, stream_answer
 from tierwise.routing.router import Router
 from tierwise.runtime.chat import Call, Message, Tool, ToolCall
-from tierwise.runtime.errors import NoFeasibleTierError, RemoteError
+from tierwise.runtime.consent import allow
+from tierwise.runtime.errors import CallTimeoutError, NoFeasibleTierError, RemoteError
 from tierwise.runtime.family import Family
 from tierwise.runtime.pool import Pool
 from tierwise.runtime.remote_tier import RemoteTier
@@ -162,15 +164,12 @@ def test_it_is_asked_last_and_what_it_takes_is_learned(routers: Any, server: Ope
         ("broken", "500"),
         ("liar", "answers as 'something-else', and 'great-model' was asked for"),
         ("nonsense", ""),
-        ("bad call", "tool call that cannot be read"),
     ],
 )
 def test_a_server_that_fails_is_routed_around(
     routers: Any, server: OpenAIServer, mode: str, said: str
 ) -> None:
     server.mode = mode
-    if mode == "bad call":
-        server.call = ("get_weather", '{"city": "Oslo"}')
     router = routers(server.url, Budget(quality=1.0), success=0.99, timeout_s=0.5)
     began = time.monotonic()
     result = answer(router, CALL)
@@ -184,6 +183,49 @@ def test_a_server_that_fails_is_routed_around(
     count = len(server.asked)
     answer(router, CALL)
     assert len(server.asked) == count  # and is left alone meanwhile
+
+
+@pytest.mark.parametrize("mode", ["refuse", "bad call"])
+def test_a_call_that_came_to_nothing_does_not_stop_others(
+    routers: Any, server: OpenAIServer, mode: str
+) -> None:
+    server.mode = mode
+    if mode == "bad call":
+        server.call = ("get_weather", '{"city": "Oslo"}')
+    router = routers(server.url, Budget(quality=1.0), success=0.99)
+    assert answer(router, CALL).final.decision.tier == "local"
+    server.mode, server.call = "ok", None
+    assert answer(router, CALL).final.decision.tier == "far"
+
+
+def test_the_caller_s_own_limit_is_no_fault_of_the_server(
+    routers: Any, server: OpenAIServer
+) -> None:
+    server.pause_s = 0.4  # between pieces
+    router = routers(server.url, Budget(quality=1.0), success=0.99)
+    with pytest.raises(CallTimeoutError, match="'far' gave no whole reply"):
+        answer(router, replace(CALL, timeout_s=0.6))
+    assert router.decide(CALL).tier == "far"
+
+
+def test_what_a_family_brings_along_is_not_believed(
+    routers: Any, server: OpenAIServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record names a server and a variable: neither is asked before the user has said so."""
+    monkeypatch.setenv("CLOUD_SECRET", "sesame")
+    for url, key in (("http://203.0.113.9/v1", ""), (server.url, "CLOUD_SECRET")):
+        router = routers(url, Budget(quality=1.0), success=1.0, api_key_env=key)
+        verdict = router.decide(CALL).forecasts[1].verdict
+        assert "was not connected on this machine" in verdict and "tierwise connect" in verdict
+        with pytest.raises(NoFeasibleTierError, match="was not connected"):
+            answer(router, CALL, pin="far")
+        with pytest.raises(RemoteError, match="was not connected"):
+            router.remote("far").tier.stream(CALL)
+    assert not server.asked
+    allow(router.family.remotes[0])
+    again = routers(server.url, Budget(quality=1.0), success=1.0, api_key_env="CLOUD_SECRET")
+    assert answer(again, CALL).final.decision.tier == "far"
+    assert server.keys == ["Bearer sesame"]
 
 
 def test_after_its_break_it_is_asked_again(routers: Any, server: OpenAIServer) -> None:
@@ -221,6 +263,8 @@ def test_what_has_left_stands_when_the_stream_drops(routers: Any, server: OpenAI
 def test_keys_come_from_the_environment(
     routers: Any, server: OpenAIServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    router = routers(server.url)
+    allow(router.family.remotes[0].model_copy(update={"api_key_env": "FAR_KEY"}))
     router = routers(server.url, api_key_env="FAR_KEY")
     monkeypatch.delenv("FAR_KEY", raising=False)
     with pytest.raises(RemoteError, match="environment variable FAR_KEY, which is not set"):

@@ -455,6 +455,10 @@ def test_records_are_believed_no_more_than_manifests(family: Family, tmp_path: P
     assert store.find(key) == variant and list(store.usable()) == [variant]
     store._record("0" * 16).write_text(variant.model_dump_json())
     assert store.find("0" * 16) is None, "a record under another name"
+    away = variant.model_dump_json().replace(variant.tier.file, "../x.gguf")
+    store._record(key).write_text(away)
+    assert store.find(key) is None, "a file elsewhere"
+    store.file(key).write_bytes(secret.read_bytes())
     store._record(key).write_text(variant.model_dump_json().replace('"recipe"', '"other"'))
     assert store.find(key) is None, "a record of another kind"
     stale = saved(good, parent_sha256="1" * 64)

@@ -168,6 +168,12 @@ def test_no_system_role_moves_it_to_the_user() -> None:
     assert render(PICKY, SYSTEM, HELLO, ANSWER, ASK).count("Be brief.") == 1
 
 
+def test_a_template_may_leave_turns_out() -> None:
+    source = "{{ messages[0]['content'] }}|{{ messages[-1]['content'] }}"
+    turns = [Message("user", "One"), Message("assistant", "Two"), Message("user", "Three")]
+    assert render(source, Message("system", "Brief."), *turns) == "Brief.|Three"
+
+
 def test_roles_that_must_take_turns_do() -> None:
     assert render(PICKY, HELLO, ASK) == f"<s>[user]Hello\n\n{ASK.content}\n[assistant]"
     with_tools = render(PICKY, SYSTEM, ASK, CALLING, RESULT, HELLO, tools=(WEATHER,))

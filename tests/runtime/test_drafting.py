@@ -583,6 +583,17 @@ def test_a_smaller_tier_that_costs_too_much_is_not_asked(models: list[Path]) -> 
         assert smaller.metrics().requests == 0
 
 
+def test_a_smaller_tier_of_unknown_cost_is_not_asked(models: list[Path]) -> None:
+    """Its profile was made with other threads, say, or is gone."""
+    with (
+        Engine(Model(models[0]), n_ctx=2048, threads=1) as smaller,
+        drafting_engine(models[0], {"smaller": 2.0}, costs=CPU) as larger,
+    ):
+        assert larger.draft_with(smaller)
+        assert larger.submit(request_of(larger.model, max_tokens=40)).result().tokens
+        assert smaller.metrics().requests == 0
+
+
 def test_a_prompt_is_read_twice_only_where_the_reply_is_long(models: list[Path]) -> None:
     """The smaller model begins when its reading costs no more than the reply has so far."""
     slow = {1: 1.0, 2: 2.0}  # a token of the prompt costs a tenth of one of the reply

@@ -26,7 +26,7 @@ from tierwise.runtime.errors import (
 from tierwise.runtime.grammar import Constraint, GrammarCompiler, constraint_for
 from tierwise.runtime.llama import Model
 from tierwise.runtime.reply_parser import ReplyParser
-from tierwise.runtime.schemas import closed
+from tierwise.runtime.schemas import closed, without_nulls
 from tierwise.runtime.tool_format import (
     HERMES,
     JSON_LINES,
@@ -679,6 +679,24 @@ def test_parameters_must_be_an_object() -> None:
         constraint_for(call, JSON_LINES)
 
 
+def test_what_is_null_in_a_schema_is_left_out(grammars: GrammarCompiler) -> None:
+    given = {
+        "properties": {"required": {"type": "string", "default": None}, "b": {"properties": None}},
+        "required": None,
+        "anyOf": [{"items": None}],
+        "enum": [None],
+    }
+    assert without_nulls(given) == {
+        "properties": {"required": {"type": "string", "default": None}, "b": {}},
+        "anyOf": [{}],
+        "enum": [None],
+    }
+    for part in ("properties", "allOf"):
+        tool = Tool("book", "", {"type": "object", part: None})
+        with pytest.raises(ToolSchemaError, match="book"):
+            grammars.check(Call(AUTO.messages, (tool,)))
+
+
 @pytest.mark.parametrize("value", [{1, 2}, object(), b"bytes"])
 def test_schemas_must_be_json(value: Any) -> None:
     bad = Tool("book", "", {"type": "object", "properties": {"a": {"default": value}}})
@@ -722,6 +740,17 @@ def test_threads_may_compile_at_once(model: Model) -> None:
     for thread in threads:
         thread.join()
     assert failed == []
+
+
+def test_what_is_known_does_not_wait_for_a_compilation(model: Model) -> None:
+    """The engine's thread takes its matchers while callers compile theirs, for seconds."""
+    compiler = GrammarCompiler(model)
+    compiler.compile('start: "a"')
+    with compiler._compiling:
+        found = threading.Thread(target=compiler.matcher, args=('start: "a"',), daemon=True)
+        found.start()
+        found.join(10)
+        assert not found.is_alive()
 
 
 def test_a_closed_compiler_does_not_touch_the_vocabulary(tiny_gguf: Path) -> None:

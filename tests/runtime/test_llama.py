@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import gguf
@@ -18,7 +19,7 @@ from tierwise.runtime.errors import (
     ModelNotFoundError,
     UnsupportedModelError,
 )
-from tierwise.runtime.llama import Model, captured_log
+from tierwise.runtime.llama import Model, _on_log, captured_log
 
 # --- Files that cannot be loaded ------------------------------------------------------------------
 
@@ -209,6 +210,17 @@ def test_llama_cpp_is_quiet(tiny_gguf: Path, capfd: pytest.CaptureFixture[str]) 
         context.decode([5], 0)
         assert any("llama" in line for line in model.load_log)
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_other_threads_have_it_say_is_left_out() -> None:
+    """A context that restores what does not fit, say, while this thread loads a model."""
+    with captured_log() as lines:
+        other = threading.Thread(target=_on_log, args=(2, b"no cells", None))
+        other.start()
+        other.join()
+        assert lines == []
+        _on_log(2, b"mine", None)
+        assert lines == ["mine"]
 
 
 def test_captures_nest(tiny_gguf: Path) -> None:

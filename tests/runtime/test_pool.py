@@ -451,6 +451,19 @@ def test_a_context_widens_as_far_as_memory_goes(make_pool: MakePool, family: Fam
         assert pool.resident()["small"].bytes == needs(family, 4096)["small"]
 
 
+@pytest.mark.usefixtures("shared_cells")
+def test_a_wide_context_has_nothing_to_give(make_pool: MakePool, family: Family) -> None:
+    """It does not shrink, so that what it holds is freed by unloading it, and by nothing else."""
+    pool = make_pool(memory_bytes=needs(family, 8192)["small"] + needs(family)["large"] - 1)
+    with (
+        pool.acquire("small", context_tokens=2000),
+        pool.acquire("small", context_tokens=2000, expected_tokens=5000),
+    ):
+        assert widened(pool)[0] == 8192
+    with pool.acquire("large", context_tokens=2000):
+        assert set(pool.resident()) == {"large"}
+
+
 def test_widening_that_fails_is_told_and_taken_back(
     make_pool: MakePool, family: Family, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -560,6 +573,19 @@ def test_kept_prefixes_give_way_to_a_tier_that_needs_the_memory(
         left[0] = int((need["large"] - kept // 2) / (1 - MARGIN_SHARE)) + 1
         with pool.acquire("large", context_tokens=10):
             assert pool._room.host.bytes == 0
+
+
+def test_prefixes_that_go_with_a_tier_are_memory_too(make_pool: MakePool, family: Family) -> None:
+    need = needs(family)
+    left = [4 * GIB]
+    pool = make_pool(probe=lambda: Resources(left[0], 8 * GIB, 1))
+    with pool.acquire("small", context_tokens=10) as lease:
+        fill_host(lease.tier, pool._room.host)
+    # Only all that the small tier holds, prefixes and itself, makes room enough.
+    short = need["small"] + pool._room.host.bytes // 2
+    left[0] = int((need["large"] - short) / (1 - MARGIN_SHARE)) + 1
+    with pool.acquire("large", context_tokens=10):
+        assert set(pool.resident()) == {"large"}
 
 
 def test_an_unloaded_tier_leaves_no_prefixes_behind(make_pool: MakePool, family: Family) -> None:

@@ -88,6 +88,12 @@ ENDLESS = {
     "padding by a filter": "{{ 'x' | center(10 ** 10) }}",
     "indented text": "{{ 'x\\ny' | indent(10 ** 10) }}",
     "indented JSON": "{{ [[1]] | tojson(indent=10 ** 10) }}",
+    "tabs": "{{ ('\t' * 700000).expandtabs(1000) }}",
+    "one letter for many": "{{ ('a' * 1000).translate({97: 'b' * 900000}) }}",
+    "joined by a long text": "{{ ('b' * 100000).join('a' * 5000) }}",
+    "joined without a list": "{{ ('b' * 100000).join('a' * 5000 | map('upper')) }}",
+    "lists in a form": "{{ ('{0}' * 1100).format(['x' * 1000000]) }}",
+    "a number that grows": DOUBLING % ("3", "{% set ns.x = (2 ** 500) * ns.x %}", "{{ ns.x }}"),
     "text without end": "{{ lipsum(10 ** 9) }}",
     "searches": (
         "{% set x = 'ab' * 3000000 %}{% for i in range(99999) %}{{ 'c' in x }}{% endfor %}"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import gguf
 import llama_cpp
+import numpy as np
 import pytest
 from tiny_models import write_tiny_checkpoint, write_tiny_gguf
 
@@ -72,6 +74,18 @@ def test_a_file_has_its_tensors(tiny_gguf: Path) -> None:
     assert by_name["blk.2.ffn_norm.weight"].bytes == 64 * 4  # F32
     ends = [tensor.offset + tensor.bytes for tensor in tensors]
     assert max(ends) <= tiny_gguf.stat().st_size
+
+
+def test_kernels_of_convolutions_are_no_matrices(tmp_path: Path) -> None:
+    """As in files of multimodal projectors: llama.cpp aborts where they are to be multiplied."""
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "clip")
+    writer.add_tensor("v.patch_embd.weight", np.zeros((8, 4, 32, 32), np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    (kernel,) = read_tensors(tmp_path / "a.gguf")
+    assert kernel.repacked_bytes == 0 and kernel.bytes == 2 * 8 * 4 * 32 * 32
 
 
 def test_what_is_no_gguf_has_none(tmp_path: Path) -> None:
