@@ -7,7 +7,7 @@ each would vouch for the other.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Self
 
 import numpy as np
@@ -37,6 +37,14 @@ class LinearSuccess:
     slopes: Floats
     intercepts: Floats
     penalties: Floats
+    _of_grams: Floats = field(init=False, repr=False)
+    """Slopes of the n-grams themselves: a fifteenth of the bytes of `components`, which a decision
+    would have to fetch from memory."""
+
+    def __post_init__(self) -> None:
+        components = self.representation.components
+        of_text = self.slopes[len(self.representation.mean) :]
+        object.__setattr__(self, "_of_grams", components @ of_text)
 
     @property
     def tiers(self) -> int:
@@ -47,7 +55,8 @@ class LinearSuccess:
 
     def raw(self, x: Floats) -> Floats:
         """Before it is made a chance, shape (m, tiers)."""
-        return self.representation(x) @ self.slopes + self.intercepts
+        counts, grams = self.representation.parts(x)
+        return counts @ self.slopes[: counts.shape[1]] + grams @ self._of_grams + self.intercepts
 
     def arrays(self) -> Arrays:
         own = {name: getattr(self, name) for name in ("slopes", "intercepts", "penalties")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from tierwise.routing.budget import Budget
-from tierwise.routing.cost import CostModel
+from tierwise.routing.cost import CostModel, ExpectedReply
 from tierwise.routing.decision import Forecast
 from tierwise.routing.policy import over_limit
 from tierwise.routing.prompts import Prompts, context_needed, reply_limit
@@ -48,6 +48,7 @@ class Forecaster:
         resources: What the machine has now.
         difficulty: Of the call, 0..1.
         shortages: Takes note of the tiers that only memory keeps from answering.
+        reply: Whose length is expected.
     """
 
     pool: Pool
@@ -58,6 +59,11 @@ class Forecaster:
     resources: Resources
     difficulty: float
     shortages: list[Shortage] = field(default_factory=list)
+    reply: ExpectedReply = field(init=False)
+
+    def __post_init__(self) -> None:
+        limit = reply_limit(self.call, self.budget)
+        object.__setattr__(self, "reply", self.cost.reply(self.call, limit))
 
     def local(
         self, tier: Tier, success: float, resident: ResidentTier | None, verdict: str | None
@@ -86,8 +92,7 @@ class Forecaster:
             if note:
                 success = narrowed(tier, success, self.difficulty)
         new = len(prompt) - (0 if cold else self.pool.cached_prefix(tier, prompt))
-        slowdown = self.cost.slowdown(tier.name, self.resources)
-        reply = self.cost.reply(self.call, reply_limit(self.call, self.budget))
+        slowdown, reply = self.cost.slowdown(tier.name, self.resources), self.reply
         cost = self.cost.cost(
             tier.name,
             new,
@@ -128,8 +133,7 @@ class Forecaster:
         room = context_needed(self.call, tokens, self.budget, tier)
         if not verdict and room > tier.context_tokens:
             verdict = f"{room:,} tokens are more than its context of {tier.context_tokens:,}"
-        reply = self.cost.reply(self.call, reply_limit(self.call, self.budget))
-        cost = self.cost.cost(tier.name, tokens, reply, cold=False)
+        cost = self.cost.cost(tier.name, tokens, self.reply, cold=False)
         forecast = Forecast(
             tier=tier.name,
             success=success,

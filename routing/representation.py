@@ -131,7 +131,14 @@ class Representation:
         return cls(hashed, mean, scale, float(arrays["balance"]), idf, components)
 
     def __call__(self, x: Floats) -> Floats:
-        """Features of shape (m, dense + sum(hashed)) as shape (m, dense + dimensions).
+        """Features of shape (m, dense + sum(hashed)) as shape (m, dense + dimensions); raises as
+        `parts`."""
+        counts, text = self.parts(x)
+        return np.concatenate((counts, text @ self.components), axis=1) if self.hashed else counts
+
+    def parts(self, x: Floats) -> tuple[Floats, Floats]:
+        """The counts, balanced, of shape (m, dense), and the weighted n-grams before they are
+        projected onto `components`, of shape (m, sum(hashed)).
 
         Raises:
             ConfigError: Not as many features as it was fitted on.
@@ -143,10 +150,7 @@ class Representation:
                 f"was fitted on, got {x.shape}"
             )
         counts = _standard(x[:, :dense], self.mean, self.scale) * self.balance
-        if not self.hashed:
-            return counts
-        text = _weighted(x[:, dense:], self.idf, self.hashed) @ self.components
-        return np.concatenate((counts, text), axis=1)
+        return counts, _weighted(x[:, dense:], self.idf, self.hashed)
 
 
 def _standard(counts: Floats, mean: Floats, scale: Floats) -> Floats:

@@ -100,8 +100,8 @@ def call_json(*args: object, stdin: str = "", code: int = 0) -> Any:
 
 
 def _steady(message: str) -> list[str]:
-    """Its words, without seconds: those are forecast for what else the machine does now."""
-    return re.sub(r"\d+\.\d+ s\b", "some s", message).split()
+    """Its words, without seconds and joules: those are forecast for what else the machine does."""
+    return re.sub(r"[\d.]+ (s|J)\b", r"some \1", message).split()
 
 
 def fails(*args: object, stdin: str = "") -> str:
