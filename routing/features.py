@@ -7,14 +7,11 @@ their `FeatureSpec` and is refused for rows of another one.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tierwise.routing.difficulty import structural_difficulty
 from tierwise.routing.features_schema import SCHEMA_COLUMNS, TOOL_COLUMNS, ToolCounter, words
@@ -72,7 +69,7 @@ class FeatureSpec:
     """What the columns of a row are.
 
     Attributes:
-        version: Of the code that makes them, and of an embedding's table.
+        version: Of the code that makes them.
         counts: Columns that each mean something, the first ones.
         hashed: Widths of the blocks of hashed n-grams, the last ones.
     """
@@ -99,38 +96,17 @@ class FeatureSpec:
             )
 
 
-class FeatureBlock(Protocol):
-    """More columns, each with a meaning of its own."""
-
-    @property
-    def version(self) -> str:
-        """Changes whenever the same call would give other numbers."""
-
-    @property
-    def width(self) -> int:
-        """How many columns."""
-
-    def __call__(self, call: Call, prompt: Sequence[int]) -> FloatArray:
-        """The columns, shape (width,), of a call and its prompt's tokens."""
-
-
 class Features:
     """Turns calls into rows; safe to use from many threads.
-
-    Args:
-        extra: A block of more columns, such as a `StaticEmbedding`.
 
     Attributes:
         spec: Of the rows.
     """
 
-    def __init__(self, extra: FeatureBlock | None = None) -> None:
-        self._extra = extra
+    def __init__(self) -> None:
         self._counter = ToolCounter()
         self._offered = Latest(_difficulty_of_offer)
-        version = VERSION if extra is None else f"{VERSION}+{extra.version}"
-        counts = len(COUNTS) + (0 if extra is None else extra.width)
-        self.spec = FeatureSpec(version, counts, (WORD_COLUMNS, CHARACTER_COLUMNS))
+        self.spec = FeatureSpec(VERSION, len(COUNTS), (WORD_COLUMNS, CHARACTER_COLUMNS))
 
     def __call__(self, call: Call, prompt: Sequence[int] = ()) -> FloatArray:
         """One row, shape (spec.width,).
@@ -140,10 +116,7 @@ class Features:
         """
         request = call.request
         text = text_columns(request)
-        parts = [self._counts(call, request, len(prompt)), text[: len(TEXT_COLUMNS)]]
-        if self._extra is not None:
-            parts.append(self._extra(call, prompt))
-        return np.concatenate((*parts, text[len(TEXT_COLUMNS) :]))
+        return np.concatenate((self._counts(call, request, len(prompt)), text))
 
     def rows(
         self, calls: Sequence[Call], prompts: Iterable[Sequence[int]] | None = None
@@ -209,7 +182,7 @@ PLAIN_SPEC = _PLAIN.spec
 
 
 def call_features(call: Call, prompt: Sequence[int] = ()) -> FloatArray:
-    """The row of a call without any extra block, shape (PLAIN_SPEC.width,)."""
+    """The row of a call, shape (PLAIN_SPEC.width,)."""
     return _PLAIN(call, prompt)
 
 
@@ -217,33 +190,3 @@ def text_features(prompt: str) -> FloatArray:
     """The row of a prompt that comes without a conversation, tools or tokens: that of a call with
     this one user turn."""
     return _PLAIN(Call((Message("user", prompt),)))
-
-
-class StaticEmbedding:
-    """The mean of a table's rows over the prompt's last tokens (a bag of word vectors).
-
-    Args:
-        table: Shape (vocabulary, width): a model's token embeddings, say.
-        tokens: How many of the prompt's last ones are taken; tools and history come before them.
-    """
-
-    def __init__(self, table: NDArray[Any], tokens: int = 128) -> None:
-        if table.ndim != 2 or not table.size or tokens < 1:
-            raise ConfigError(
-                f"an embedding needs a table (vocabulary, width) and at least one token, got the "
-                f"shape {table.shape} and {tokens} tokens"
-            )
-        self._table = np.ascontiguousarray(table, np.float32)
-        self._tokens = tokens
-        digest = hashlib.sha256(self._table.tobytes()).hexdigest()[:16]
-        self.version = f"embedding-{digest}-{tokens}"
-        self.width = int(table.shape[1])
-
-    def __call__(self, call: Call, prompt: Sequence[int]) -> FloatArray:
-        """Zeros where no token is known. Tokens beyond the table do not count."""
-        ids = np.asarray(prompt[-self._tokens :], np.int64)
-        ids = ids[(ids >= 0) & (ids < len(self._table))]
-        if not len(ids):
-            return np.zeros(self.width, np.float32)
-        mean: FloatArray = self._table[ids].mean(axis=0)
-        return mean

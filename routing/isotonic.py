@@ -70,7 +70,7 @@ class IsotonicCurve:
 
 @dataclass(frozen=True, slots=True)
 class TierCurves:
-    """An `IsotonicCurve` for each tier, and chances that never fall from a tier to a better one.
+    """An `IsotonicCurve` for each tier.
 
     Attributes:
         curves: Of the tiers, in the order of the outcomes' columns.
@@ -93,31 +93,10 @@ class TierCurves:
         columns = zip(predicted.T, outcomes.T, strict=True)
         return cls(tuple(IsotonicCurve.fit(p, y, weights) for p, y in columns))
 
-    def __call__(self, predicted: Floats, order: Sequence[int] | None = None) -> Floats:
-        """Chances of shape (m, tiers).
-
-        Args:
-            order: Numbers of the tiers from the worst to the best, along which no chance falls;
-                None for no such order.
-        """
+    def __call__(self, predicted: Floats) -> Floats:
+        """Chances of shape (m, tiers)."""
         columns = zip(self.curves, predicted.T, strict=True)
-        chances = np.stack([curve(column) for curve, column in columns], axis=1)
-        return chances if order is None else never_falling(chances, order)
-
-
-def never_falling(chances: Floats, order: Sequence[int]) -> Floats:
-    """Each row's nearest chances that do not fall along an order of the tiers.
-
-    Args:
-        chances: Shape (m, tiers).
-        order: Numbers of tiers; those that are not named keep their chances.
-    """
-    out = chances.astype(np.float64)
-    columns = list(order)
-    falls = (np.diff(out[:, columns], axis=1) < 0).any(axis=1)
-    for row in np.flatnonzero(falls):
-        out[row, columns] = isotonic(out[row, columns].tolist(), [1.0] * len(columns))
-    return out
+        return np.stack([curve(column) for curve, column in columns], axis=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -304,10 +304,9 @@ class Pool:
             if n_ctx <= engine.n_ctx and slots <= engine.slots:
                 return
             entry.widening = True
-            need = self._room.predict(tier, n_ctx, slots, entry.tier.kv_type)
-            least = self._room.predict(tier, n_ctx, 1, entry.tier.kv_type)
             old = entry.bytes, entry.least_bytes
-            entry.bytes, entry.least_bytes = need, least
+            now = self._room.needs(tier, n_ctx, slots, entry.tier.kv_type)
+            entry.bytes, entry.least_bytes = now
             self._room.limit_host()
         done = engine.grow_soon(n_ctx, slots)
 
@@ -366,33 +365,25 @@ class Pool:
                 self._room.entries[tier.name] = entry
                 self._room.pair()
                 self._room.limit_host()
-                return Lease(
-                    entry, self._changed, expected, load_s=loaded.load_s, events=tuple(events)
-                )
+                took = loaded.load_s
+                return Lease(entry, self._changed, expected, load_s=took, events=tuple(events))
         loaded.close()
         raise self._was_closed()
 
     def _enlarge(
-        self,
-        own: Entry,
-        tier: Tier,
-        n_ctx: int,
-        expected: int,
-        cap: int | None,
-        events: list[str],
+        self, own: Entry, tier: Tier, n_ctx: int, expected: int, cap: int | None, events: list[str]
     ) -> Lease:
         """Of an entry that is held by a 0 among its holders, until the lease holds it."""
-        kind, engine = own.tier.kv_type, own.tier.engine
+        engine = own.tier.engine
         try:
             slots = self._room.most_slots(own, tier, n_ctx, engine.slots, cap)
-            need = self._room.predict(tier, n_ctx, slots, kind)
-            least = self._room.predict(tier, n_ctx, 1, kind)
+            need = self._room.needs(tier, n_ctx, slots, own.tier.kv_type)
             engine.grow_soon(n_ctx, slots).result()
             events.append(f"enlarged the context of {own.name} to {n_ctx:,} tokens")
             log.info(events[-1])
             with self._changed:
                 self._check_open()
-                own.bytes, own.least_bytes = need, least
+                own.bytes, own.least_bytes = need
                 self._room.limit_host()
                 return Lease(own, self._changed, expected, load_s=None, events=tuple(events))
         finally:

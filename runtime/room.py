@@ -69,6 +69,11 @@ class Room:
         status = status_of(path, tier)  # once: this is asked for every tier at every decision
         return known_memory(path, status, n_ctx, kv_type=kind, slots=slots).total_bytes
 
+    def needs(self, tier: Tier, n_ctx: int, slots: int, kv_type: KVType) -> tuple[int, int]:
+        """An entry's `bytes` and `least_bytes`."""
+        least = self.predict(tier, n_ctx, 1, kv_type)
+        return (least if slots == 1 else self.predict(tier, n_ctx, slots, kv_type)), least
+
     def kv_type(self, tier: Tier) -> KVType:
         """How the tier's keys and values are stored, where there is the memory."""
         return self._kv_type or tier.kv_type

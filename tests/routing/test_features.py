@@ -19,7 +19,6 @@ from tierwise.routing.features import (
     VERSION,
     Features,
     FeatureSpec,
-    StaticEmbedding,
     call_features,
     text_features,
 )
@@ -312,28 +311,3 @@ def test_features_of_another_kind_are_refused() -> None:
     ):
         with pytest.raises(ConfigError, match="Calibrate again"):
             other.check(PLAIN_SPEC)
-
-
-def test_a_static_embedding_is_the_mean_of_the_last_tokens() -> None:
-    table = np.arange(12, dtype=np.float64).reshape(4, 3)
-    block = StaticEmbedding(table, tokens=2)
-    features = Features(block)
-    row = features(ask("Hi"), (3, 0, 1))
-    assert features.spec.width == len(row) == PLAIN_SPEC.width + 3
-    start = PLAIN_SPEC.counts
-    assert row[start : start + 3].tolist() == [1.5, 2.5, 3.5]
-    assert np.array_equal(
-        np.delete(row, range(start, start + 3)), call_features(ask("Hi"), (3, 0, 1))
-    )
-    assert not features(ask("Hi"))[start : start + 3].any()
-    assert block(ask("Hi"), (9, -1, 2)).tolist() == [6, 7, 8]  # 9 and -1 are no tokens of it
-
-
-def test_an_embedding_is_part_of_the_version() -> None:
-    table = np.ones((4, 3))
-    spec = Features(StaticEmbedding(table)).spec
-    assert spec == Features(StaticEmbedding(table.copy())).spec
-    assert spec != Features(StaticEmbedding(table * 2)).spec
-    assert spec != Features(StaticEmbedding(table, tokens=5)).spec
-    with pytest.raises(ConfigError, match="table"):
-        StaticEmbedding(np.ones(4))

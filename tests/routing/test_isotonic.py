@@ -1,11 +1,11 @@
-"""Calibration: curves that never fall, tiers in order, and honest reliability figures."""
+"""Calibration: curves that never fall, and honest reliability figures."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from tierwise.routing.isotonic import IsotonicCurve, TierCurves, never_falling, reliability
+from tierwise.routing.isotonic import IsotonicCurve, TierCurves, reliability
 from tierwise.runtime.errors import ConfigError
 
 
@@ -65,7 +65,7 @@ def test_one_class(value: float) -> None:
     assert curve(np.array([-5.0, 1.5, 5.0])).tolist() == [value] * 3
 
 
-def test_tiers_have_curves_of_their_own_and_an_order() -> None:
+def test_tiers_have_curves_of_their_own() -> None:
     rng = np.random.default_rng(1)
     truth = np.stack((rng.random(500) * 0.5, 0.5 + rng.random(500) * 0.5), axis=1)
     outcomes = (rng.random((500, 2)) < truth).astype(float)
@@ -74,21 +74,8 @@ def test_tiers_have_curves_of_their_own_and_an_order() -> None:
     found = curves(truth[:, ::-1].copy())
     assert found.shape == (500, 2)
     assert found[:, 0].mean() == pytest.approx(np.nanmean(outcomes[:, 0]), abs=0.05)
-    ordered = curves(truth, order=[0, 1])
-    assert (ordered[:, 0] <= ordered[:, 1] + 1e-12).all()
     with pytest.raises(ConfigError, match="same shape"):
         TierCurves.fit(truth, outcomes[:10])
-
-
-def test_chances_never_fall_along_the_order() -> None:
-    chances = np.array([[0.2, 0.5, 0.9], [0.9, 0.5, 0.2], [0.6, 0.2, 0.7]])
-    assert never_falling(chances, [0, 1, 2]).tolist() == [
-        [0.2, 0.5, 0.9],
-        pytest.approx([1.6 / 3] * 3),
-        pytest.approx([0.4, 0.4, 0.7]),
-    ]
-    assert never_falling(chances, [2, 1, 0])[1].tolist() == [0.9, 0.5, 0.2]
-    assert never_falling(chances, [0, 1])[1].tolist() == pytest.approx([0.7, 0.7, 0.2])
 
 
 def test_reliability_by_hand() -> None:

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from template_prefix import PrefixBreak, prefix_breaks, reply_text
 
 from tierwise.runtime.chat import Call, Message, Tool, ToolCall
 from tierwise.runtime.chat_template import ChatTemplate
-from tierwise.runtime.template_prefix import PrefixBreak, prefix_breaks, reply_text
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 NAMES = sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
