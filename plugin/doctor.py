@@ -19,6 +19,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from tierwise import __version__
+from tierwise.routing.budget import LOW_BATTERY
 from tierwise.runtime.errors import FamilyError, TierwiseError
 from tierwise.runtime.files import home
 from tierwise.runtime.units import show_bytes
@@ -37,7 +38,6 @@ EXTRAS = {
 LITTLE_DISK = 2 * 10**9
 LITTLE_MEMORY = 500 * 10**6
 HIGH_PRESSURE = 0.1
-LOW_BATTERY = 0.2
 NETWORK_WAIT_S = 3.0
 CONTEXT_TOKENS = 2048
 """Context for which a tier's memory is predicted; the smallest that a pool opens."""
@@ -163,7 +163,7 @@ def _machine() -> Iterator[Finding]:
     if now.battery is None:
         yield Finding("battery", "ok", "none")
     else:
-        low = now.on_battery and now.battery < LOW_BATTERY
+        low = now.on_battery and now.battery <= LOW_BATTERY
         source = "running on it" if now.on_battery else "plugged in"
         cure = "plug in before a build" if low else ""
         detail = f"{now.battery:.0%}, {source}"

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tierwise.runtime.chat import Call, ToolCall
+from tierwise.runtime.text_stream import overlap
 from tierwise.runtime.tool_format import THINK_TAGS, Thinking, ToolFormat
 
 _OPEN, _CLOSE = THINK_TAGS
@@ -120,7 +121,7 @@ class ReplyParser:
             self._held = self._held.lstrip().removeprefix(_CLOSE)
             self._stage = "gap"
             return pieces
-        end = len(self._held) if final else len(self._held) - _overlap(self._held, _CLOSE)
+        end = len(self._held) if final else len(self._held) - overlap(self._held, _CLOSE)
         pieces = self._give(len(self._held[:end].rstrip()), reasoning=True)
         if final:
             self._held = ""
@@ -153,7 +154,7 @@ class ReplyParser:
         elif final:
             return self._give(len(self._held))
         else:
-            at = len(self._held) - _overlap(self._held, trigger)
+            at = len(self._held) - overlap(self._held, trigger)
         return self._give(len(self._held[:at].rstrip()))
 
     def _give(self, length: int, *, reasoning: bool = False) -> list[Piece]:
@@ -171,11 +172,3 @@ _Stage = Literal["before", "thought", "gap", "start", "words", "calls", "text"]
 
 def _squeezed(text: str) -> str:
     return "".join(text.split())
-
-
-def _overlap(text: str, tag: str) -> int:
-    """Length of the longest end of ``text`` that is a beginning of ``tag``."""
-    for size in range(min(len(text), len(tag) - 1), 0, -1):
-        if text.endswith(tag[:size]):
-            return size
-    return 0

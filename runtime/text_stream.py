@@ -35,13 +35,13 @@ class TextStream:
             self.stopped = True
             out, self._held = self._held[: min(ends)], ""
             return out
-        keep = 0 if final else max((_overlap(self._held, text) for text in self._stop), default=0)
+        keep = 0 if final else max((overlap(self._held, text) for text in self._stop), default=0)
         cut = len(self._held) - keep
         out, self._held = self._held[:cut], self._held[cut:]
         return out
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of ``text`` that is a beginning of ``stop``."""
     for size in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:size]):
