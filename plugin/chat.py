@@ -136,7 +136,7 @@ class ChatTierwise(RoutedModel, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         call, budget, pin = self._chat_call(messages, stop, kwargs)
-        router = await self.aopen()
+        router = await self._router_ready()
         return _result(await aanswer(router, call, budget=budget, pin=pin))
 
     def _stream(
@@ -165,7 +165,7 @@ class ChatTierwise(RoutedModel, BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         hold = self._option(kwargs, "hold")
         call, budget, pin = self._chat_call(messages, stop, kwargs)
-        router = await self.aopen()
+        router = await self._router_ready()
         maker = ChunkMaker()
         async with aclosing(
             astream_answer(router, call, budget=budget, pin=pin, hold=hold)

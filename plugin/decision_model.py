@@ -156,7 +156,7 @@ class TierwiseDecisionModel(BaseDecisionModel):
         return self._answered(self._chat.router, state, questions)
 
     async def _aclassify(self, state: State, questions: dict[str, Question]) -> ClassifierResponse:
-        return self._answered(await self._chat.aopen(), state, questions)
+        return self._answered(await self._chat._router_ready(), state, questions)
 
     def _answered(
         self, router: Router, state: State, questions: Mapping[str, Question]

@@ -92,7 +92,7 @@ class TierwiseLLM(RoutedModel, BaseLLM):
         if self.streaming and len(prompts) == 1:
             stream = self._astream(prompts[0], stop, run_manager, **kwargs)
             return _streamed([chunk async for chunk in stream])
-        router = await self.aopen()
+        router = await self._router_ready()
 
         async def one(prompt: str) -> Answer:
             call, budget, pin = self._prompt_call(prompt, stop, kwargs)
@@ -130,7 +130,7 @@ class TierwiseLLM(RoutedModel, BaseLLM):
     ) -> AsyncIterator[GenerationChunk]:
         hold = self._option(kwargs, "hold")
         call, budget, pin = self._prompt_call(prompt, stop, kwargs)
-        router = await self.aopen()
+        router = await self._router_ready()
         async with aclosing(
             astream_answer(router, call, budget=budget, pin=pin, hold=hold)
         ) as events:

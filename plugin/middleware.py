@@ -10,7 +10,6 @@ with what is left of its budget.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 from langchain.agents.middleware import AgentMiddleware
@@ -19,7 +18,7 @@ from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMes
 
 from tierwise.plugin.chat import ChatTierwise
 from tierwise.routing.budget import Budget
-from tierwise.runtime.errors import ConfigError, NoFeasibleTierError, TierwiseError
+from tierwise.runtime.errors import ConfigError, NoFeasibleTierError
 
 STEPS = 6
 """Model calls of a usual run."""
@@ -87,9 +86,6 @@ class TierRoutingMiddleware(AgentMiddleware[Any, Any, Any]):
         handler: Callable[[ModelRequest[Any]], ModelResponse[Any]],
     ) -> ModelResponse[Any] | AIMessage:
         """Answers within the step's budget; over it, if no tier can keep that."""
-        if isinstance(request.model, ChatTierwise):
-            with suppress(TierwiseError):  # the copy says it, where other middleware hears it
-                request.model.open()
         first, second = self._requests(request)
         if second is None:
             return handler(first)
@@ -104,9 +100,6 @@ class TierRoutingMiddleware(AgentMiddleware[Any, Any, Any]):
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
     ) -> ModelResponse[Any] | AIMessage:
         """`wrap_model_call` for coroutines."""
-        if isinstance(request.model, ChatTierwise):
-            with suppress(TierwiseError):
-                await request.model.aopen()
         first, second = self._requests(request)
         if second is None:
             return await handler(first)
@@ -147,11 +140,7 @@ class TierRoutingMiddleware(AgentMiddleware[Any, Any, Any]):
     def _requests(
         self, request: ModelRequest[Any]
     ) -> tuple[ModelRequest[Any], ModelRequest[Any] | None]:
-        """The request with the step's budget, and what to ask if no tier can keep it.
-
-        Each goes to a copy of the model. Copies find the tiers loaded as long as the model itself
-        is open: it must be, for a copy lives for one call.
-        """
+        """The request with the step's budget, and what to ask if no tier can keep it."""
         model = request.model
         if not isinstance(model, ChatTierwise):
             return request, None

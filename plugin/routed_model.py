@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, SecretStr, TypeAdapter, ValidationError, 
 from tierwise.plugin.messages import to_budget, to_schema
 from tierwise.plugin.shared_router import (
     RouterSettings,
+    enrol,
     opened_router,
     release,
     router_for,
@@ -99,6 +100,21 @@ class RoutedModel(BaseModel):
 
     # Router
 
+    def model_post_init(self, context: Any, /) -> None:
+        """Copies of this model, of which each may live for one call, find its router."""
+        super().model_post_init(context)
+        enrol(self)
+
+    def __copy__(self) -> Self:
+        copied = super().__copy__()
+        enrol(copied)
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        copied = super().__deepcopy__(memo)
+        enrol(copied)
+        return copied
+
     @property
     def router(self) -> Router:
         """The router behind this model; loads the family (but no tier) on first use.
@@ -110,21 +126,21 @@ class RoutedModel(BaseModel):
             raise ConfigError(
                 f"which family? Give {type(self).__name__}(family=FOLDER) or set TIERWISE_FAMILY."
             )
-        return router_for(self, self._router_settings)
+        return router_for(self)
 
-    def open(self) -> Router:
-        """The router, with the family's vocabulary read, which the first call would read else."""
+    async def _router_ready(self) -> Router:
+        """`router` for coroutines: on first use it reads files, which a thread may do."""
+        router = opened_router(self)
+        return await asyncio.to_thread(self._open) if router is None else router
+
+    def _open(self) -> Router:
         router = self.router
-        router.pool.tokenize("")
+        router.pool.tokenize("")  # reads the vocabulary, which routing needs at once
         return router
 
-    async def aopen(self) -> Router:
-        """`open` for coroutines: on first use it reads files, which a thread may do."""
-        router = opened_router(self, self._router_settings)
-        return await asyncio.to_thread(self.open) if router is None else router
-
     @property
-    def _router_settings(self) -> RouterSettings:
+    def router_settings(self) -> RouterSettings:
+        """What models must agree on to share a router."""
         return RouterSettings(
             self.family,
             self.budget.memory,

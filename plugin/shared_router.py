@@ -2,7 +2,8 @@
 
 Models over the same family differ mostly in sampling, which is a matter of each call: so a
 copy, a clone that ``configurable_fields`` makes for one call, or a second agent's model find
-the tiers loaded, and their calls end up in one batch.
+the tiers loaded, and their calls end up in one batch. A router stays as long as a model lives
+that could use it, though only copies of it were ever asked; or until it is closed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import weakref
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from tierwise.routing.budget import Budget
 from tierwise.routing.calibration_store import FOUND, calibration_of
@@ -60,25 +62,40 @@ class _Shared:
     users: set[int] = field(default_factory=set)
 
 
+class User(Protocol):
+    """A model that may want a router."""
+
+    @property
+    def router_settings(self) -> RouterSettings: ...
+
+
 # Held for moments only, and never while a router opens or closes: a finalizer may run at any
 # allocation, so also in a thread that holds it already, or that a router waits for.
 _lock = threading.RLock()
 _shared: list[_Shared] = []
 _by_user: dict[int, _Shared] = {}
+_living: dict[int, weakref.ref[User]] = {}
 
 
-def router_for(user: object, settings: RouterSettings) -> Router:
-    """The router for these settings, opened if nobody uses one yet; it stays until `release`.
+def enrol(user: User) -> None:
+    """From now on, and as long as it lives, no router that it could use goes unless closed."""
+    with _lock:
+        if id(user) not in _living:
+            _living[id(user)] = weakref.ref(user)
+            weakref.finalize(user, _gone, id(user)).atexit = False
 
-    Args:
-        user: Who will use it. Letting it go without `release` ends its use, too.
+
+def router_for(user: User) -> Router:
+    """The router for its settings, opened if nobody uses one yet; it stays until `release`.
 
     Raises:
         FamilyError, ConfigError: The family or the settings are not usable.
     """
-    if (router := opened_router(user, settings)) is not None:
+    if (router := opened_router(user)) is not None:
         return router
-    release(user)  # its settings were changed
+    enrol(user)
+    _close(_leave(id(user)))  # its settings were changed
+    settings = user.router_settings
     stamp = _stamp(settings.family)
     with _lock:
         same = [s for s in _shared if s.settings == settings and s.stamp == stamp]
@@ -87,37 +104,36 @@ def router_for(user: object, settings: RouterSettings) -> Router:
             _shared.append(found)
         found.users.add(id(user))
         _by_user[id(user)] = found
-        weakref.finalize(user, _forget, id(user)).atexit = False
     with found.opening:
         if found.router is None:
             try:
                 found.router = _open(settings)
             except BaseException:
-                _forget(id(user))
+                _leave(id(user))
                 raise
         return found.router
 
 
-def opened_router(user: object, settings: RouterSettings) -> Router | None:
+def opened_router(user: User) -> Router | None:
     """The router that this user has already; reads no files."""
     with _lock:
         shared = _by_user.get(id(user))
-        return shared.router if shared is not None and shared.settings == settings else None
+        return shared.router if shared and shared.settings == user.router_settings else None
 
 
-def release(user: object) -> None:
+def release(user: User) -> None:
     """Ends a user's use. The last one unloads all tiers. Safe to call twice."""
-    unused = _forget(id(user))
-    if unused is not None:
-        unused.close()
+    _close(_leave(id(user)))
+    with _lock:
+        settings = user.router_settings
+        idle = [s for s in _shared if s.settings == settings and not s.users]
+        _shared[:] = [s for s in _shared if s not in idle]
+    for shared in idle:  # that its copies have left to it
+        _close(shared)
 
 
-def _forget(user: int) -> Router | None:
-    """The router, if nobody else uses it any more.
-
-    As a finalizer it only lets the router go: closing waits for threads, and a finalizer may
-    run in any of them.
-    """
+def _leave(user: int) -> _Shared | None:
+    """Ends a user's use; what nobody uses any more, and is to be closed."""
     with _lock:
         shared = _by_user.pop(user, None)
         if shared is None:
@@ -126,7 +142,30 @@ def _forget(user: int) -> Router | None:
         if shared.users:
             return None
         _shared.remove(shared)
-        return shared.router
+        return shared
+
+
+def _close(shared: _Shared | None) -> None:
+    if shared is not None and shared.router is not None:
+        shared.router.close()
+
+
+def _gone(user: int) -> None:
+    """A finalizer: lets routers go that nobody uses and nobody who lives could use. It does not
+    close them: closing waits for threads, and a finalizer may run in any of them."""
+    with _lock:
+        _living.pop(user, None)
+        left = _by_user.pop(user, None)
+        if left is not None:
+            left.users.discard(user)
+        idle = [shared for shared in _shared if not shared.users]
+        if not idle:
+            return
+        living = [model for ref in _living.values() if (model := ref()) is not None]
+        wanted = [model.router_settings for model in living]
+        for shared in idle:
+            if shared.settings not in wanted:
+                _shared.remove(shared)
 
 
 def _stamp(folder: str) -> tuple[int, int, int]:

@@ -541,7 +541,7 @@ def test_metadata_of_an_escalation(make: Make) -> None:
     assert wanted(reply) == [("get_weather", OSLO)]
     metadata = json.loads(json.dumps(reply.response_metadata))
     assert metadata["escalated"] is True and metadata["tier"] == "large"
-    assert metadata["reason"].startswith("escalated from small: city='Rome' of get_weather")
+    assert metadata["reason"].startswith("escalated from small: the city for get_weather")
     assert [attempt["tier"] for attempt in metadata["attempts"]] == ["small", "large"]
 
 

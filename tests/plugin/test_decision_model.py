@@ -256,12 +256,12 @@ def test_what_is_loaded_for_the_chosen_model_is_known(pinned: dict[str, ChatTier
 def test_questions_are_not_calls(family: Family) -> None:
     """What is asked of the router only is no sign that calls have become others."""
     with TierwiseDecisionModel(family=family, threads=1) as classifier:
-        for _ in range(450):
-            answer(classifier, HARD, "small", "large")
+        for number in range(450):
+            answer(classifier, f"{HARD} {number}", "small", "large")
         adaptation = classifier._chat.router.adaptation
         assert adaptation.drift is None
-        for _ in range(450):
-            classifier._chat.explain([HumanMessage(HARD)])
+        for number in range(450):
+            classifier._chat.explain([HumanMessage(f"{HARD} {number}")])
         assert adaptation.drift is not None and adaptation.drift.drifted
 
 

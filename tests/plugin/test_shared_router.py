@@ -109,6 +109,31 @@ def test_a_clone_for_one_call_finds_the_tier_loaded(model: ChatTierwise) -> None
     assert model.bind(max_tokens=5).invoke("hi").content == "Hello"
 
 
+def test_clones_alone_keep_a_tier_loaded(folder: Path) -> None:
+    """The model itself is never asked: each call goes to a clone that nobody keeps."""
+    model = ChatTierwise(family=folder, threads=1)
+    configurable = model.configurable_fields(max_tokens=ConfigurableField(id="length"))
+    for length in (5, 6, 7):
+        reply = configurable.with_config(configurable={"length": length}).invoke("hi")
+        loaded = bool(reply.response_metadata["attempts"][0]["events"])
+        assert loaded is (length == 5)
+        gc.collect()
+    pool = shared_router._shared[-1].router.pool  # type: ignore[union-attr]
+    assert list(pool.resident()) == ["only"]
+    model.close()  # it has never opened anything itself
+    assert pool.resident() == {}
+
+
+def test_a_model_that_is_not_asked_keeps_no_router_of_others_open(folder: Path) -> None:
+    with ChatTierwise(family=folder, threads=1) as asked:
+        idle = ChatTierwise(family=folder, threads=1)
+        asked.invoke("hi")
+        pool = asked.router.pool
+    assert pool.resident() == {}
+    assert idle.invoke("hi").content == HELLO
+    idle.close()
+
+
 def test_the_alternatives_of_a_model(model: ChatTierwise, folder: Path) -> None:
     with ChatTierwise(family=folder, threads=1, max_tokens=5) as terse:
         either = model.configurable_alternatives(ConfigurableField(id="who"), terse=terse)
