@@ -61,7 +61,7 @@ class Reference:
                 count = len(now) if mask is None else float(mask.sum())
                 total += float(value) * count
                 weight += count
-        return total / max(weight, 1e-12)
+        return max(0.0, total / max(weight, 1e-12))  # float32 may leave a little less than none
 
 
 def token_mask(batch: Mapping[str, Tensor], answer: Tensor) -> Tensor | None:
