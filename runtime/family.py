@@ -239,6 +239,17 @@ class Family(Record):
             FamilyNotFoundError, FamilySchemaError, UnsafePathError, FamilyIncompleteError,
             DamagedTierError: As their names say, with the file and the cure.
         """
+        family = cls.read(folder)
+        family._check_files(verify)
+        return family
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike[str]) -> Family:
+        """What ``family.json`` says, whatever has become of the tiers' files.
+
+        Raises:
+            FamilyNotFoundError, FamilySchemaError, UnsafePathError: As of `load`.
+        """
         root = Path(folder).expanduser()
         if root.name == MANIFEST:
             root = root.parent
@@ -258,7 +269,6 @@ class Family(Record):
                 "the file from a copy."
             ) from error
         family._folder = root
-        family._check_files(verify)
         return family
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
