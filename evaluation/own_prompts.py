@@ -5,7 +5,7 @@ Each line holds a "prompt" or "messages", perhaps "tools", "tool_choice" and "re
 
 - "expected": a text, a number, a JSON object or list, or ``{"tool_calls": [{"name", "args"}]}``.
   Without it the reply of the best tier is the reference: of a remote one that was asked, else of
-  the largest;
+  the one nearest to the base;
 - "check": how a reply is compared, one of `CHECKS`; by default what fits the expected value;
 - "group": prompts of one group are alike and stay together when data is split; by default each
   prompt is a group of its own.

@@ -6,7 +6,9 @@ complete. Loading checks every file's place, size and hash before anything is ru
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal, Self
 
@@ -306,6 +308,20 @@ class Family(Record):
                     f"tier {tier.name!r}: {str(path)!r} has sha256 {found[:12]}…, the manifest "
                     f"says {tier.sha256[:12]}…. The file is damaged: copy it again or rebuild it."
                 )
+
+
+def nearest_first(tiers: Sequence[Tier]) -> list[Tier]:
+    """From the one nearest to the base by its mean KL; ties, and those never compared, by bytes.
+
+    Args:
+        tiers: From fastest to slowest; of two that are alike, the slower comes first.
+    """
+
+    def rank(at: int) -> tuple[float, int, int]:
+        divergence = tiers[at].quality.divergence
+        return math.inf if divergence is None else divergence.kl_mean, -tiers[at].bytes, -at
+
+    return [tiers[at] for at in sorted(range(len(tiers)), key=rank)]
 
 
 def _check_version(text: str, manifest: Path) -> None:
