@@ -162,6 +162,9 @@ class ModelAdapter:
             finally:
                 freeze(self.model, frozen)
             told: dict[str, Any] = {"training": training}
+            taken, wanted = training.steps + training.skipped_steps, steps_of(source, options)
+            if taken < wanted:
+                told["note"] = f"the data ended after {taken} of {wanted} steps"
             if gradual is not None:
                 told |= gradual.finish()
                 self._waiting = False

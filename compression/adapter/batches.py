@@ -107,8 +107,18 @@ class Batches:
             yield Numbered(self._collate([self._examples[place] for place in group]), group)
 
     def first(self, count: int, seed: int = 0) -> list[Batch]:
-        """Some batches to measure with: ``count`` at most, chosen by the seed."""
-        return [numbered.batch for numbered in islice(self.epoch(seed), count)]
+        """Some batches to measure with: ``count`` at most, chosen by the seed.
+
+        Raises:
+            ConfigError: There is none, as of a generator that was read before.
+        """
+        found = [numbered.batch for numbered in islice(self.epoch(seed), count)]
+        if not found:
+            raise ConfigError(
+                "the dataset gives no examples to measure with; a generator can be read only "
+                "once. Pass a list, or other data to this step."
+            )
+        return found
 
     def _streamed(self, stream: Iterable[Any]) -> Iterator[Numbered]:
         waiting: list[Batch] = []

@@ -353,6 +353,30 @@ def test_gradual_zeros() -> None:
     assert 0.3 < made.report.steps[-1].zeros < 0.5
 
 
+def test_gradual_zeros_of_a_stream_that_ends_early() -> None:
+    """The share that was reached is told, not the one that was asked for."""
+    prune = {"layers": 0.0, "channels": 0.0, "sparsity": 0.5, "gradual": True, "gradual_every": 1}
+    made = adapter(tiny_model("bert"), iter(examples(112)), prune, steps=50).prune()
+    model = made.distill(None).model
+    step = made.report.steps[-1]
+    linears = [m for m in model.bert.encoder.modules() if isinstance(m, torch.nn.Linear)]
+    zeros = sum(int((linear.weight == 0).sum()) for linear in linears)
+    reached = zeros / sum(linear.weight.numel() for linear in linears)
+    assert step.details["sparsity"] == pytest.approx(reached) and 0.05 < reached < 0.4
+    ended = f"the data ended after {step.details['training'].steps} of 50 steps"
+    assert step.details["note"] == ended and str(step).endswith(ended)
+
+
+def test_a_stream_that_was_read_measures_nothing(teacher: Any) -> None:
+    config = AdapterConfig.make(
+        quantize={"bits": "adaptive"}, distill={"steps": 2, "batch_size": 8}
+    )
+    made = ModelAdapter(teacher, config, data=iter(examples(16))).distill(teacher)
+    with pytest.raises(ConfigError, match="a generator can be read only once"):
+        made.quantize()
+    made.quantize(examples(16))
+
+
 # --- after quantization -----------------------------------------------------------------
 
 
