@@ -53,7 +53,7 @@ class Teaching:
         teacher: The base itself, or the model that the config names.
         sha256: Of the teacher's file.
         layers: Of the base.
-        ffn: MLP channels of each of the base's layers.
+        ffn, kv_heads: MLP channels and KV heads of each of the base's layers.
         ends: Tokens that end a reply.
         taught: Whether the base was trained to call tools by a build of this kind.
 
@@ -85,7 +85,10 @@ class Teaching:
         self.folder.mkdir(exist_ok=True)
         with Model(base.gguf, no_alloc=True) as model:
             self.layers = model.layers
-            self.ffn = int(model.metadata[f"{model.architecture}.feed_forward_length"])
+            known, prefix = model.metadata, model.architecture
+            self.ffn = int(known[f"{prefix}.feed_forward_length"])
+            heads = known[f"{prefix}.attention.head_count"]
+            self.kv_heads = int(known.get(f"{prefix}.attention.head_count_kv", heads))
             self.taught = taught_tools(model)
             self.ends = tuple(token for token in range(model.vocab_size) if model.is_end(token))
         self._read: dict[Path, Path] = {}
