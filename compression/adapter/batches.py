@@ -64,6 +64,12 @@ class Batches:
         self._labels, self._pad = labels or {}, pad
         self._stream: Iterable[Any] | None = None
         self._examples: list[Batch] = []
+        if isinstance(data, Mapping):
+            raise ConfigError(
+                f"a dataset must be a row of examples, not a mapping with the keys "
+                f"{sorted(map(str, data))}. Of columns make examples, such as [{{'text': …, "
+                "'label': …}, …]; of several splits take one."
+            )
         if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
             known: Any = data
             self._examples = [self._read(known[place]) for place in range(len(known))]
@@ -194,10 +200,15 @@ class Batches:
                 continue
             if len(rows) != len(examples):
                 raise ConfigError(f"some examples have {key!r} and others have not")
-            if rows[0].ndim:
-                fill = fills.get(key, 0)
-                rows = [_filled(row, length, fill) for row in rows]
-            batch[key] = torch.stack(rows)
+            lengths = [len(example["input_ids"]) for example in examples]
+            if [row.shape for row in rows] == [(tokens,) for tokens in lengths]:
+                rows = [_filled(row, length, fills.get(key, 0)) for row in rows]
+            elif len({row.shape for row in rows}) > 1:
+                raise ConfigError(
+                    f"{key} must have one number a token, or as many in every example; these have "
+                    f"the shapes {sorted({tuple(row.shape) for row in rows})}"
+                )
+            batch[key] = torch.stack(rows)  # one number, or one for each class
         return batch
 
 

@@ -21,16 +21,32 @@ from tierwise.compression.adapter.batches import Batch
 from tierwise.compression.distillation.losses import forward_kl
 from tierwise.compression.pruning.decoder import evaluating
 from tierwise.compression.pruning.order import greedy_order
+from tierwise.runtime.errors import ConfigError
 
 SHORTLIST = 6
 """Layers that are tried for each that goes."""
 
 
 def logits_of(model: nn.Module, batch: Mapping[str, Tensor], **options: Any) -> Any:
-    """What the model answers to a batch on its own device; labels are not shown to it."""
+    """What the model answers to a batch on its own device; labels are not shown to it.
+
+    Raises:
+        ConfigError: It writes with a decoder of its own, which would have to see the labels.
+    """
     device = next(model.parameters()).device
     inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
-    if "use_cache" in inspect.signature(model.forward).parameters:
+    known, kind = inspect.signature(model.forward).parameters, type(model).__name__
+    if (
+        getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+        and "decoder_input_ids" in known
+        and not kind.endswith("Classification")
+    ):
+        raise ConfigError(
+            f"{kind} has an encoder and a decoder, and what its decoder is to read is not known "
+            "here, so that it cannot be distilled or measured. Quantize it with a fixed number of "
+            'bits: steps: ["quantize"].'
+        )
+    if "use_cache" in known:
         options["use_cache"] = False
     return model(**inputs, **options)
 

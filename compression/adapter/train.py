@@ -279,7 +279,8 @@ def label_loss(model: Any, logits: Tensor, batch: Any) -> Tensor:
     labels = labels.to(logits.device)
     if causal:
         logits, labels = logits[:, :-1], labels[:, 1:]
-    if logits.shape == labels.shape and labels.is_floating_point():  # several classes at once
+    many = getattr(model.config, "problem_type", None) == "multi_label_classification"
+    if logits.shape == labels.shape and (many or logits.shape[-1] > 1):  # several classes at once
         return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
     if logits.shape[-1] == 1:  # a score
         return F.mse_loss(logits.float().squeeze(-1), labels.float().reshape(logits.shape[:-1]))

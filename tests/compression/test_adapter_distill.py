@@ -284,6 +284,32 @@ def test_online_distillation_from_a_stream(teacher: Any) -> None:
         adapter(tiny_model("bert"), iter([])).distill(teacher)
 
 
+def test_several_classes_at_once_are_learned() -> None:
+    model = tiny_model("bert", problem_type="multi_label_classification")
+    rows = [
+        {"input_ids": row["input_ids"], "labels": [int(row["label"] == one) for one in range(3)]}
+        for row in examples(64)
+    ]
+    losses = quick(model, rows, soft=0.0, steps=30).distill(None).report.steps[0].details
+    assert sum(losses["training"].losses[-5:]) < 0.75 * sum(losses["training"].losses[:5])
+
+
+def test_models_with_a_decoder_of_their_own_are_refused() -> None:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(vocab_size=48, d_model=16, d_kv=4, d_ff=16, num_layers=2, num_heads=2)
+    model, rows = T5ForConditionalGeneration(config), examples(8)
+    with pytest.raises(ConfigError, match="has an encoder and a decoder"):
+        adapter(model, rows).distill(model)
+    adaptive = AdapterConfig.make(
+        quantize={"bits": "adaptive", "budget_share": 0.9}, steps=("quantize",)
+    )
+    with pytest.raises(ConfigError, match="has an encoder and a decoder"):
+        ModelAdapter(model, adaptive, data=rows).quantize()
+    plain = AdapterConfig.make(quantize={"bits": 8}, steps=("quantize",))
+    ModelAdapter(model, plain).quantize()
+
+
 def test_teachers_that_do_not_fit(teacher: Any) -> None:
     rows = examples(16)
     with pytest.raises(ConfigError, match="same tokenizer"):
