@@ -111,6 +111,20 @@ def test_hidden_states_follow_the_layers_left(teacher: Any) -> None:
         wrong.loss(numbered)
 
 
+@pytest.mark.parametrize("kind", ["llama-lm", "gpt2-lm", "bert"])
+def test_without_the_last_layer_hidden_states_are_compared_before_the_last_norm(kind: str) -> None:
+    """What is left does what it did, so that nothing of it is apart."""
+    model = tiny_model(kind)
+    small = adapter(model, examples(16), {"layers": (2,), "channels": 0.0}).prune()
+    assert small._layers == [0, 1]
+    numbered = Numbered(batch_of(model))
+    for how in ("cosine", "mse"):
+        given = options(hidden=1.0, hidden_kind=how, soft=1.0)
+        whole = _Lesson(small.model, given, model, [0, 1]).loss(numbered)
+        plain = _Lesson(small.model, options(soft=1.0), model, [0, 1]).loss(numbered)
+        assert float((whole - plain).detach()) == pytest.approx(0.0, abs=1e-5)
+
+
 @pytest.mark.parametrize("loss", ["reverse_kl", "jsd", "skew_kl"])
 def test_other_losses_fall_too(teacher: Any, loss: str) -> None:
     student = tiny_model("bert", layers=1, seed=5)
