@@ -86,6 +86,11 @@ def _task(data: Any, name: str) -> OwnTask:
     how = str(data.get("check") or _usual(expected))
     if how not in CHECKS:
         raise ConfigError(f"there is no check {how!r}; there are {', '.join(CHECKS)}.")
+    if how == "reference" and expected is not None:
+        raise ConfigError(
+            'a check of "reference" compares with the best tier\'s reply. Leave out "expected", or '
+            f"take another check than {how!r}."
+        )
     if how == "calls":
         calls = expected.get("tool_calls") if isinstance(expected, Mapping) else None
         if not isinstance(calls, list):

@@ -22,7 +22,7 @@ from tierwise.compression.reporting import Reporter
 from tierwise.compression.source import BaseSource
 from tierwise.compression.stages import Stages, content_key
 from tierwise.runtime.chat_template import taught_tools
-from tierwise.runtime.errors import MissingExtraError
+from tierwise.runtime.errors import ConfigError, MissingExtraError
 from tierwise.runtime.files import FileHashes, write_atomically
 from tierwise.runtime.llama import Model
 from tierwise.runtime.record import Record
@@ -74,6 +74,9 @@ class Teaching:
         self.base, self.config, self.stages, self.reporter = base, config, stages, reporter
         self.threads = threads
         self.teacher = choose_teacher(base, config)
+        for path in config.transcripts:
+            if not path.is_file():
+                raise ConfigError(f"there is no transcript {str(path)!r}; check the path")
         sha256_of = FileHashes.shared().sha256
         self.sha256 = sha256_of(self.teacher.gguf)
         shared = config.model_dump(mode="json", exclude={"students", "minutes", "steps", "launch"})

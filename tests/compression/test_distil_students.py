@@ -164,6 +164,11 @@ def test_another_model_of_the_family_can_teach(base: Path, tmp_path: Path) -> No
     assert student.distillation.teacher_sha256 == sha256_of(teacher)
 
 
+def test_a_transcript_that_is_not_there(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no transcript '.*talks\.jsonl'"):
+        students(base, tmp_path, Recorder(), transcripts=[tmp_path / "talks.jsonl"])
+
+
 def test_recipes_that_cannot_be(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot have 9 of the base's 6 layers"):
         students(base, tmp_path, Recorder(), students=[{"layers": 9}])
