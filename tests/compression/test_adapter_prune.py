@@ -214,6 +214,11 @@ def test_widths_are_multiples(share: float, multiple: int, left: int) -> None:
 # --- embeddings -------------------------------------------------------------------------
 
 
+def test_tokens_are_counted_in_data_alone() -> None:
+    with pytest.raises(ConfigError, match="min_token_count: 2 counts tokens of data"):
+        adapt_model(tiny_model("bert"), pruning(min_token_count=2))
+
+
 def test_rare_tokens_share_a_row() -> None:
     model = tiny_model("bert")
     data = [{"input_ids": [3, 4, 5, 4, 3, 5]}, {"input_ids": [3, 4, 5, 9]}]
