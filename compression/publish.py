@@ -127,6 +127,8 @@ def publish(
         place = out / member.file
         if not (place.exists() and file.samefile(place)):
             link_or_copy(file, place)
+    before = known_family(out)  # copying takes its time: what was added meanwhile stays
+    check_names(before, [tier.name for tier in members])
     for tier in _adopted(before, base, [tier.name for tier in members], dropped):
         members.insert(rank(members, tier), tier)
     family = Family(

@@ -354,6 +354,20 @@ def test_ended_anywhere_while_publishing(
     check_rebuilt(family, extended)
 
 
+def test_a_remote_tier_that_is_added_while_files_are_copied_stays(
+    base: Path, extended: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connecting(*_: object) -> None:
+        more = REMOTE.model_copy(update={"name": "further"})
+        extended.model_copy(update={"remotes": (REMOTE, more)}).save(extended.folder)
+        raise OSError("this disk has no hard links")
+
+    monkeypatch.setattr(os, "link", connecting)
+    family = build(base, extended.folder, **OTHER)
+    assert [remote.name for remote in family.remotes] == ["far", "further"]
+    assert Family.load(extended.folder) == family
+
+
 def test_a_damaged_tier_costs_the_family_nothing_else(base: Path, extended: Family) -> None:
     out = extended.folder
     with extended.path("q8_0").open("r+b") as file:
