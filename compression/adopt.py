@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -74,8 +74,12 @@ def adopt_tier(
     if measure:
         tier = _measured(family, tier, path, reporter)
     with _placed(path, family.folder / tier.file):
+        family = Family.load(folder)  # what was changed while it was measured stays
+        _check_free(family, name)
+        now = _describe(family, name, path, Silent())
+        tier = now.model_copy(update={"quality": tier.quality})
         tiers = list(family.tiers)
-        tiers.insert(_rank(family, tier), tier)
+        tiers.insert(rank(tiers, tier), tier)
         dropped = {key: why for key, why in family.dropped.items() if key != name}
         adopted = family.model_copy(update={"tiers": tuple(tiers), "dropped": dropped})
         adopted.save(family.folder)
@@ -91,9 +95,13 @@ def _checked_name(family: Family, name: str | None, path: Path) -> str:
             f"a tier cannot be called {name!r}: use up to 64 letters, digits, dots, dashes and "
             "underscores, a letter or digit first"
         )
-    if name in {tier.name for tier in family.tiers}:
-        raise ConfigError(f"the family has a tier {name!r} already; give this one another name")
+    _check_free(family, name)
     return name
+
+
+def _check_free(family: Family, name: str) -> None:
+    if name in {*(one.name for one in family.tiers), *(one.name for one in family.remotes)}:
+        raise ConfigError(f"the family has a tier {name!r} already; give this one another name")
 
 
 def _describe(family: Family, name: str, path: Path, reporter: Reporter) -> Tier:
@@ -214,16 +222,16 @@ def _placed(path: Path, target: Path) -> Iterator[None]:
         raise
 
 
-def _rank(family: Family, tier: Tier) -> int:
+def rank(tiers: Sequence[Tier], tier: Tier) -> int:
     """Before the first tier that takes longer; than which it is smaller, if speed is unknown."""
     seconds: dict[str, float] = {}
-    for member in (*family.tiers, tier):
+    for member in (*tiers, tier):
         if (found := call_seconds(member)) is not None:
             seconds[member.name] = found
 
     def cost(member: Tier) -> float:
-        known = len(seconds) > len(family.tiers)
+        known = len(seconds) > len(tiers)
         return seconds[member.name] if known else member.bytes
 
-    costs = [cost(other) for other in family.tiers]
+    costs = [cost(other) for other in tiers]
     return next((i for i, other in enumerate(costs) if other > cost(tier)), len(costs))

@@ -26,14 +26,15 @@ from tierwise.compression.measure import (
 from tierwise.compression.mixes import find_mixes
 from tierwise.compression.plan import Plan, plan_tiers
 from tierwise.compression.precision.kv import advise_kv
-from tierwise.compression.publish import describe_tier, existing_family, publish
+from tierwise.compression.publish import check_names, describe_tier, known_family, publish
 from tierwise.compression.recipe import BuildConfig
 from tierwise.compression.report.tried import Tried
 from tierwise.compression.reporting import Reporter, Silent
 from tierwise.compression.source import BaseSource, resolve_base
 from tierwise.compression.stages import Stages, content_key
 from tierwise.compression.tier_source import TierSource, base_source, student_source
-from tierwise.runtime.family import Family, Quality, Tier
+from tierwise.runtime.errors import FamilyError
+from tierwise.runtime.family import MANIFEST, Family, Quality, Tier
 from tierwise.runtime.record import Record
 from tierwise.runtime.resources import probe
 
@@ -92,6 +93,7 @@ class _Build:
             return family
         sources = self._sources()
         plan = plan_tiers(sources, file_type=self.file_type, config=self.config)
+        self._look_at_what_is_there(plan)
         for name, reason in plan.skipped.items():
             self.reporter.note(f"not made: {name} ({reason})")
         readable = exact_copy(
@@ -130,6 +132,19 @@ class _Build:
         self.stages.save("done", "last", _Done(key=self._key()))
         return family
 
+    def _look_at_what_is_there(self, plan: Plan) -> None:
+        names = {candidate.name for candidate in plan.candidates}
+        before = known_family(self.out)
+        check_names(before, names)
+        if before is None and (self.out / MANIFEST).exists():
+            self.reporter.note(
+                f"{str(self.out / MANIFEST)!r} cannot be read and will be replaced; tiers that "
+                "were adopted or connected are lost with it"
+            )
+        for tier in () if before is None else before.tiers:
+            if tier.lineage.origin == "adopted" and tier.name in names:
+                self.reporter.note(f"the adopted tier {tier.name!r} gives way if one is built")
+
     def _key(self) -> str:
         """Of everything that the family hangs on; the user's texts by size and time."""
         distill = self.config.distill
@@ -146,8 +161,11 @@ class _Build:
     def _finished(self) -> Family | None:
         """The family, if this very build made it already."""
         done = self.stages.load("done", "last", _Done)
-        family = existing_family(self.out)
-        if done is None or family is None or done.key != self._key():
+        if done is None or done.key != self._key():
+            return None
+        try:
+            family = Family.load(self.out)
+        except FamilyError:
             return None
         self.reporter.note("This family was built already from the same base and options.")
         files = {tier.name: family.path(tier) for tier in family.tiers}

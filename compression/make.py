@@ -109,7 +109,7 @@ class Maker:
         file = self._stages.file("tier", key, ".gguf")
         record = self._stages.load("tier", key, Made)
         if record is not None:
-            for place in (file, self._out / f"{candidate.name}.gguf"):
+            for place in (file, *tier_places(self._out, candidate.name, record.sha256)):
                 if place.is_file() and FileHashes.shared().sha256(place) == record.sha256:
                     return Artifact(candidate, record, place)
         imatrix = self.seen.imatrix if guided else None
@@ -152,6 +152,11 @@ class Maker:
             and candidate.quantization != "copy"
             and (candidate.quantization != self._source.trained_for or bool(candidate.overrides))
         )
+
+
+def tier_places(out: Path, name: str, sha256: str) -> tuple[Path, Path]:
+    """Where a tier's file may be: under its name, and under one that no other content has."""
+    return out / f"{name}.gguf", out / f"{name}-{sha256[:8]}.gguf"
 
 
 def exact_copy(

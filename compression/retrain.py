@@ -9,7 +9,6 @@ new file has the types of the old one, tensor by tensor, and is given prompts of
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +39,7 @@ from tierwise.evaluation.texts import demonstration_tokens
 from tierwise.runtime.chat import Call, Message, Reply
 from tierwise.runtime.chat_template import taught_tools
 from tierwise.runtime.errors import ConfigError, TierwiseError, UnsupportedModelError
-from tierwise.runtime.family import Family, Quality, Tier
+from tierwise.runtime.family import Family, Quality, Tier, nearest_first
 from tierwise.runtime.files import FileHashes, write_atomically
 from tierwise.runtime.lineage import Distillation
 from tierwise.runtime.llama import Model
@@ -262,7 +261,7 @@ def teacher_of(family: Family, tier: Tier) -> tuple[Path | None, BaseSource | No
         form that could not be written for both.
     """
     own, base = family.path(tier), _base(family)
-    file = _best(family) if base is None else base.gguf
+    file = family.path(nearest_first(family.tiers)[0]) if base is None else base.gguf
     if file.samefile(own):
         return None, base
     with Model(file, vocab_only=True) as theirs, Model(own, vocab_only=True) as ours:
@@ -281,16 +280,6 @@ def _base(family: Family) -> BaseSource | None:
     except (TierwiseError, OSError):
         return None
     return found if same else None
-
-
-def _best(family: Family) -> Path:
-    """The tier that is nearest to the base; of those of which that is not known, the largest."""
-
-    def distance(one: Tier) -> tuple[float, int]:
-        divergence = one.quality.divergence
-        return math.inf if divergence is None else divergence.kl_mean, -one.bytes
-
-    return family.path(min(family.tiers, key=distance))
 
 
 # --- what is learned ------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from tierwise.evaluation.tasks import Checkable
 from tierwise.runtime.chat import Reply
 from tierwise.runtime.energy import EnergyMeter
 from tierwise.runtime.errors import RemoteError
-from tierwise.runtime.family import Family, Tier
+from tierwise.runtime.family import Family, Tier, nearest_first
 from tierwise.runtime.message_json import call_to_json, reply_from_json, reply_to_json
 from tierwise.runtime.pool import Pool
 from tierwise.runtime.remote_tier import RemoteTier
@@ -64,7 +64,7 @@ def collect_outcomes(
         MissingExtraError: Remote tiers are to be asked, and langchain-openai is not installed.
     """
     ends = None if minutes is None else time.monotonic() + minutes * 60
-    tiers = [tier for tier in reversed(family.tiers) if tier.file]  # the reference first
+    tiers = [tier for tier in nearest_first(family.tiers) if tier.file]  # the reference first
     hashes = [*(tier.sha256 for tier in tiers), *(remote.sha256 for remote in remotes)]
     known = {(suite.name, one): store.known(suite.name, one) for suite in suites for one in hashes}
     askers = [
@@ -171,11 +171,11 @@ def _alternating(suites: Sequence[Suite]) -> Iterator[tuple[Suite, list[Item]]]:
                 waiting.remove((suite, items))
 
 
-def _referenced(task: Checkable, suite: Suite, store: OutcomeStore, largest: Tier) -> Checkable:
-    """With the largest tier's reply as the right one, where none was given."""
+def _referenced(task: Checkable, suite: Suite, store: OutcomeStore, best: Tier) -> Checkable:
+    """With the best tier's reply as the right one, where none was given."""
     if not isinstance(task, OwnTask) or task.expected is not None:
         return task
-    found = store.reply(suite.name, task.id, largest.sha256)
+    found = store.reply(suite.name, task.id, best.sha256)
     return task if found is None else task.against(reply_from_json(found))
 
 

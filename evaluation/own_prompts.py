@@ -5,7 +5,7 @@ Each line holds a "prompt" or "messages", perhaps "tools", "tool_choice" and "re
 
 - "expected": a text, a number, a JSON object or list, or ``{"tool_calls": [{"name", "args"}]}``.
   Without it the reply of the best tier is the reference: of a remote one that was asked, else of
-  the largest;
+  the one nearest to the base;
 - "check": how a reply is compared, one of `CHECKS`; by default what fits the expected value;
 - "group": prompts of one group are alike and stay together when data is split; by default each
   prompt is a group of its own.
@@ -86,6 +86,11 @@ def _task(data: Any, name: str) -> OwnTask:
     how = str(data.get("check") or _usual(expected))
     if how not in CHECKS:
         raise ConfigError(f"there is no check {how!r}; there are {', '.join(CHECKS)}.")
+    if how == "reference" and expected is not None:
+        raise ConfigError(
+            'a check of "reference" compares with the best tier\'s reply. Leave out "expected", or '
+            f"take another check than {how!r}."
+        )
     if how == "calls":
         calls = expected.get("tool_calls") if isinstance(expected, Mapping) else None
         if not isinstance(calls, list):

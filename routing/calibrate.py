@@ -19,7 +19,7 @@ from tierwise.routing.calibration_fit import fit_calibration
 from tierwise.routing.calibration_store import save_calibration
 from tierwise.routing.labelled import labelled
 from tierwise.runtime.errors import ConfigError
-from tierwise.runtime.family import Family, Tier
+from tierwise.runtime.family import Family, Tier, nearest_first
 from tierwise.runtime.pool import Pool
 from tierwise.runtime.profile import family_profiles, save_profile
 from tierwise.runtime.remote_tier import RemoteTier
@@ -105,7 +105,8 @@ def calibrate_family(
                 members.append(one)
             elif next(store.outcomes([one.sha256]), None) is not None:
                 left_out.setdefault(one.name, "it has not answered all of this (--remotes)")
-        judge_by(members[::-1], suites, store)
+        remote = [one for one in members if isinstance(one, RemoteTier)]
+        judge_by([*remote[::-1], *nearest_first(tiers)], suites, store)
         data = labelled(store, members, family_profiles(family))
         _time_remotes(members, store)
     if progress is not None:

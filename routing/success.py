@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tierwise.routing.difficulty import GRADE_AT, choices
-from tierwise.runtime.family import Estimate, Family, Tier
+from tierwise.runtime.family import Estimate, Family, Tier, nearest_first
 
 PRIOR_TASKS = 8.0
 """How many measured tasks the prior weighs as much as."""
@@ -52,7 +52,7 @@ def by_quality(family: Family) -> tuple[Tier, ...]:
 
 def _distances(family: Family) -> dict[str, float]:
     """By tier name."""
-    nearest = min(family.tiers, key=lambda tier: (_kl(tier), -tier.bytes))
+    nearest = nearest_first(family.tiers)[0]
     return {tier.name: _distance(tier, nearest) for tier in family.tiers}
 
 

@@ -6,7 +6,9 @@ complete. Loading checks every file's place, size and hash before anything is ru
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal, Self
 
@@ -239,6 +241,17 @@ class Family(Record):
             FamilyNotFoundError, FamilySchemaError, UnsafePathError, FamilyIncompleteError,
             DamagedTierError: As their names say, with the file and the cure.
         """
+        family = cls.read(folder)
+        family._check_files(verify)
+        return family
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike[str]) -> Family:
+        """What ``family.json`` says, whatever has become of the tiers' files.
+
+        Raises:
+            FamilyNotFoundError, FamilySchemaError, UnsafePathError: As of `load`.
+        """
         root = Path(folder).expanduser()
         if root.name == MANIFEST:
             root = root.parent
@@ -258,7 +271,6 @@ class Family(Record):
                 "the file from a copy."
             ) from error
         family._folder = root
-        family._check_files(verify)
         return family
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
@@ -296,6 +308,20 @@ class Family(Record):
                     f"tier {tier.name!r}: {str(path)!r} has sha256 {found[:12]}…, the manifest "
                     f"says {tier.sha256[:12]}…. The file is damaged: copy it again or rebuild it."
                 )
+
+
+def nearest_first(tiers: Sequence[Tier]) -> list[Tier]:
+    """From the one nearest to the base by its mean KL; ties, and those never compared, by bytes.
+
+    Args:
+        tiers: From fastest to slowest; of two that are alike, the slower comes first.
+    """
+
+    def rank(at: int) -> tuple[float, int, int]:
+        divergence = tiers[at].quality.divergence
+        return math.inf if divergence is None else divergence.kl_mean, -tiers[at].bytes, -at
+
+    return [tiers[at] for at in sorted(range(len(tiers)), key=rank)]
 
 
 def _check_version(text: str, manifest: Path) -> None:

@@ -78,13 +78,19 @@ class ModelAdapter:
 
         Raises:
             UnsupportedModelError: The parts of this model cannot be told apart.
-            ConfigError: It is quantized already, or the options do not fit it.
+            ConfigError: It is quantized already, the options do not fit it, or they need data and
+                there is none.
         """
         options = self.config.prune
         if self._is_quantized():
             raise ConfigError("a quantized model cannot be pruned; call prune() before quantize()")
-        batches = self._measured_on(data, options.batches)
         source = self._data if data is None else self._batches(data)
+        if source is None and options.min_token_count:
+            raise ConfigError(
+                f"min_token_count: {options.min_token_count} counts tokens of data, and there is "
+                "none: pass data=…, or write min_token_count: 0"
+            )
+        batches = self._measured_on(data, options.batches)
         text = None
         if source is not None and not source.is_stream:
             text = (numbered.batch for numbered in source.epoch())
@@ -162,6 +168,9 @@ class ModelAdapter:
             finally:
                 freeze(self.model, frozen)
             told: dict[str, Any] = {"training": training}
+            taken, wanted = training.steps + training.skipped_steps, steps_of(source, options)
+            if taken < wanted:
+                told["note"] = f"the data ended after {taken} of {wanted} steps"
             if gradual is not None:
                 told |= gradual.finish()
                 self._waiting = False

@@ -95,8 +95,7 @@ def find_stack(model: nn.Module) -> Stack:
     kind = type(model).__name__
     if count is None or getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(
-            f'{kind} has no single stack of layers to prune. Leave out the step "prune"; the '
-            "others work on any model."
+            f'{kind} has no single stack of layers to prune. Leave out the step "prune".'
         )
     found: list[Stack] = []
     for prefix, module in model.named_modules():

@@ -64,6 +64,12 @@ class Batches:
         self._labels, self._pad = labels or {}, pad
         self._stream: Iterable[Any] | None = None
         self._examples: list[Batch] = []
+        if isinstance(data, Mapping):
+            raise ConfigError(
+                f"a dataset must be a row of examples, not a mapping with the keys "
+                f"{sorted(map(str, data))}. Of columns make examples, such as [{{'text': …, "
+                "'label': …}, …]; of several splits take one."
+            )
         if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
             known: Any = data
             self._examples = [self._read(known[place]) for place in range(len(known))]
@@ -107,8 +113,18 @@ class Batches:
             yield Numbered(self._collate([self._examples[place] for place in group]), group)
 
     def first(self, count: int, seed: int = 0) -> list[Batch]:
-        """Some batches to measure with: ``count`` at most, chosen by the seed."""
-        return [numbered.batch for numbered in islice(self.epoch(seed), count)]
+        """Some batches to measure with: ``count`` at most, chosen by the seed.
+
+        Raises:
+            ConfigError: There is none, as of a generator that was read before.
+        """
+        found = [numbered.batch for numbered in islice(self.epoch(seed), count)]
+        if not found:
+            raise ConfigError(
+                "the dataset gives no examples to measure with; a generator can be read only "
+                "once. Pass a list, or other data to this step."
+            )
+        return found
 
     def _streamed(self, stream: Iterable[Any]) -> Iterator[Numbered]:
         waiting: list[Batch] = []
@@ -184,10 +200,15 @@ class Batches:
                 continue
             if len(rows) != len(examples):
                 raise ConfigError(f"some examples have {key!r} and others have not")
-            if rows[0].ndim:
-                fill = fills.get(key, 0)
-                rows = [_filled(row, length, fill) for row in rows]
-            batch[key] = torch.stack(rows)
+            lengths = [len(example["input_ids"]) for example in examples]
+            if [row.shape for row in rows] == [(tokens,) for tokens in lengths]:
+                rows = [_filled(row, length, fills.get(key, 0)) for row in rows]
+            elif len({row.shape for row in rows}) > 1:
+                raise ConfigError(
+                    f"{key} must have one number a token, or as many in every example; these have "
+                    f"the shapes {sorted({tuple(row.shape) for row in rows})}"
+                )
+            batch[key] = torch.stack(rows)  # one number, or one for each class
         return batch
 
 

@@ -43,7 +43,8 @@ class Gradual:
                 taken |= only
                 self._start(share, end, mask, only)
         if options.sparsity:
-            rest = {names[linear] for linear in stack_linears(model)} - taken
+            self._rest = [one for one in stack_linears(model) if names[one] not in taken]
+            rest = {names[linear] for linear in self._rest}
             self._start(options.sparsity, end, _ZeroMask(options), rest)
 
     def _start(self, share: float, end: int, mask: Any, only: set[str]) -> None:
@@ -71,7 +72,10 @@ class Gradual:
                 cut(width, size.topk(left).indices.sort().values)
             told[kind] = settle(self._model, kind)
         if self._options.sparsity:
-            told["sparsity"] = self._options.sparsity
+            # Less than was asked for if the training ended early.
+            weights = sum(linear.weight.numel() for linear in self._rest)
+            left = sum(int(linear.weight.count_nonzero()) for linear in self._rest)
+            told["sparsity"] = 1 - left / weights
         return told
 
 

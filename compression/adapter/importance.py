@@ -1,7 +1,7 @@
 """What each layer, head and channel is worth, measured on batches.
 
-A head's or channel's worth is how much it adds to the hidden states: E[x²] · ‖w‖², for the number
-x that it hands to the matrix out of it, whose column is w (summed over the columns of a head).
+A head's or channel's worth is how much it adds to the hidden states: E‖Wx‖², for the numbers x
+that it hands to the matrix out of it, whose columns for them are W (of a channel, E[x²] · ‖w‖²).
 That is the exact mean square of what would be missing, and needs no gradients (as in Wanda,
 arXiv 2306.11695, with whole columns in place of single weights). A layer's is the divergence of
 the model's answers once it is gone; block influence (arXiv 2403.03853) says which to try.
@@ -21,16 +21,32 @@ from tierwise.compression.adapter.batches import Batch
 from tierwise.compression.distillation.losses import forward_kl
 from tierwise.compression.pruning.decoder import evaluating
 from tierwise.compression.pruning.order import greedy_order
+from tierwise.runtime.errors import ConfigError
 
 SHORTLIST = 6
 """Layers that are tried for each that goes."""
 
 
 def logits_of(model: nn.Module, batch: Mapping[str, Tensor], **options: Any) -> Any:
-    """What the model answers to a batch on its own device; labels are not shown to it."""
+    """What the model answers to a batch on its own device; labels are not shown to it.
+
+    Raises:
+        ConfigError: It writes with a decoder of its own, which would have to see the labels.
+    """
     device = next(model.parameters()).device
     inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
-    if "use_cache" in inspect.signature(model.forward).parameters:
+    known, kind = inspect.signature(model.forward).parameters, type(model).__name__
+    if (
+        getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+        and "decoder_input_ids" in known
+        and not kind.endswith("Classification")
+    ):
+        raise ConfigError(
+            f"{kind} has an encoder and a decoder, and what its decoder is to read is not known "
+            "here, so that it cannot be distilled or measured. Quantize it with a fixed number of "
+            'bits: steps: ["quantize"].'
+        )
+    if "use_cache" in known:
         options["use_cache"] = False
     return model(**inputs, **options)
 
@@ -61,7 +77,7 @@ class Reference:
                 count = len(now) if mask is None else float(mask.sum())
                 total += float(value) * count
                 weight += count
-        return total / max(weight, 1e-12)
+        return max(0.0, total / max(weight, 1e-12))  # float32 may leave a little less than none
 
 
 def token_mask(batch: Mapping[str, Tensor], answer: Tensor) -> Tensor | None:
@@ -134,13 +150,15 @@ def layers_to_drop(model: nn.Module, batches: Sequence[Batch], count: int) -> tu
 
 
 class Moments:
-    """Mean squares of what goes into linear layers.
+    """Second moments of what goes into linear layers.
 
     Args:
         modules: Their inputs end in their ``in_features``.
+        block: Neighbouring inputs whose products are wanted as well, such as those of a head.
     """
 
-    def __init__(self, modules: Sequence[nn.Linear]) -> None:
+    def __init__(self, modules: Sequence[nn.Linear], block: int = 1) -> None:
+        self._block = block
         self._sums: dict[nn.Module, Tensor] = {}
         self._counts: dict[nn.Module, int] = {}
         self.mask: Tensor | None = None
@@ -152,14 +170,23 @@ class Moments:
         if mask is not None and values.ndim == 3 and mask.shape == values.shape[:2]:
             values = values[mask.to(values.device).bool()]
         values = values.reshape(-1, values.shape[-1])
-        self._sums[module] = values.square().sum(0) + self._sums.get(module, 0.0)
+        if self._block == 1:
+            products = values.square().sum(0).reshape(-1, 1, 1)
+        else:
+            units = values.reshape(len(values), -1, self._block)
+            products = torch.einsum("nub,nuc->ubc", units, units)
+        self._sums[module] = products + self._sums.get(module, 0.0)
         self._counts[module] = len(values) + self._counts.get(module, 0)
 
-    def mean_squares(self, module: nn.Linear) -> Tensor:
-        """E[x²] of each input, shape (in_features,); ones where the module never ran."""
+    def mean_products(self, module: nn.Linear) -> Tensor:
+        """E[xxᵀ] of each block, shape (blocks, block, block); 1 where the module never ran."""
         if module not in self._sums:
-            return torch.ones(module.in_features)
+            return torch.eye(self._block).repeat(module.in_features // self._block, 1, 1)
         return self._sums[module] / max(self._counts[module], 1)
+
+    def mean_squares(self, module: nn.Linear) -> Tensor:
+        """E[x²] of each input, shape (in_features,)."""
+        return self.mean_products(module).diagonal(dim1=1, dim2=2).flatten()
 
     def close(self) -> None:
         for handle in self._handles:
@@ -167,10 +194,10 @@ class Moments:
 
 
 def measure_moments(
-    model: nn.Module, batches: Sequence[Batch], modules: Sequence[nn.Linear]
+    model: nn.Module, batches: Sequence[Batch], modules: Sequence[nn.Linear], block: int = 1
 ) -> Moments:
-    """The mean squares of what goes into ``modules`` over the batches, padding left out."""
-    moments = Moments(modules)
+    """The moments of what goes into ``modules`` over the batches, padding left out."""
+    moments = Moments(modules, block)
     try:
         with evaluating(model):
             for batch in batches:
@@ -186,7 +213,8 @@ def unit_worth(width: Width, weight: Tensor, moments: Moments) -> Tensor:
 
     Args:
         weight: Of `Width.out_of`, shape (hidden, inputs), without any mask.
+        moments: Of blocks of `Width.block`.
     """
-    squares = weight.detach().float().square().sum(0)
-    worth = squares * moments.mean_squares(width.out_of).to(squares.device)
-    return worth.reshape(width.units, -1).sum(1)
+    columns = weight.detach().float().reshape(len(weight), width.units, width.block)
+    products = moments.mean_products(width.out_of).to(columns.device)
+    return torch.einsum("hub,ubc,huc->u", columns, products, columns)

@@ -64,7 +64,8 @@ def prune_model(
         share = getattr(options, kind)
         if share:
             widths = find_widths(model, kind)
-            moments = measure_moments(model, batches, [width.out_of for width in widths])
+            outs = [width.out_of for width in widths]
+            moments = measure_moments(model, batches, outs, widths[0].block)
             for width in widths:
                 left = units_left(width, share, options.multiple)
                 worth = unit_worth(width, width.out_of.weight, moments)

@@ -8,7 +8,7 @@ stands for the whole assumes that errors add up, which holds while each is small
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from typing import Any
@@ -78,7 +78,10 @@ def choose_bits(
     modules = dict(model.named_modules())
     before = count_bytes(model)
     weights = {names[0]: _weight(modules[names[0]]) for names in groups}
-    rest = before - sum(weight.nbytes for weight in weights.values())
+    kept = _held_elsewhere(model, {name for names in groups for name in names})
+    rest = before - sum(
+        weight.nbytes for name, weight in weights.items() if id(modules[name].weight) not in kept
+    )
     budget = options.budget if options.budget is not None else int(before * options.budget_share)
     choices = sorted(set(options.choices))
     costs = {
@@ -121,6 +124,16 @@ def _matrices(model: nn.Module, keep: Sequence[str]) -> list[list[str]]:
         if plain and isinstance(weight, Tensor) and weight.is_floating_point():
             found.setdefault(id(weight), []).append(name)
     return list(found.values())
+
+
+def _held_elsewhere(model: nn.Module, names: Collection[str]) -> set[int]:
+    """Ids of the parameters of all other modules: what they share stays in floats for them."""
+    return {
+        id(parameter)
+        for name, module in model.named_modules(remove_duplicate=False)
+        if name not in names
+        for parameter in module.parameters(recurse=False)
+    }
 
 
 def is_plain_embedding(module: nn.Module) -> bool:

@@ -31,7 +31,8 @@ class StepReport:
     def __str__(self) -> str:
         parameters = " → ".join(f"{count:,}" for count in self.parameters)
         sizes = " → ".join(show_bytes(size) for size in self.nbytes)
-        return f"{self.step}: {parameters} parameters, {sizes} ({self.seconds:.1f} s)"
+        note = f"; {self.details['note']}" if "note" in self.details else ""
+        return f"{self.step}: {parameters} parameters, {sizes} ({self.seconds:.1f} s){note}"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own habit
 from torch import Tensor, nn
 
+from tierwise.compression.adapter.anatomy import find_stack
 from tierwise.compression.adapter.batches import Batches, Numbered
 from tierwise.compression.adapter.config import DistillOptions
 from tierwise.compression.adapter.importance import logits_of, token_mask
@@ -228,7 +229,8 @@ class _Lesson:
                 self._checked = True
             taught = self._teacher(numbered)
         wants_hidden = taught is not None and bool(options.hidden)
-        output = logits_of(self._model, batch, output_hidden_states=wants_hidden)
+        with self._last_layer(taught if wants_hidden else None) as last:
+            output = logits_of(self._model, batch, output_hidden_states=wants_hidden)
         logits: Tensor = output.logits
         total = torch.zeros((), device=logits.device)
         if self._soft < 1:
@@ -242,8 +244,30 @@ class _Lesson:
             value = distance(logits, theirs, temperature=options.temperature, mask=mask)
             total = total + self._soft * value
         if wants_hidden:
-            total = total + options.hidden * self._hidden(output.hidden_states, taught, batch)
+            states = [*output.hidden_states[:-1], *(last or output.hidden_states[-1:])]
+            total = total + options.hidden * self._hidden(states, taught, batch)
         return total
+
+    @contextmanager
+    def _last_layer(self, taught: Taught | None) -> Iterator[list[Tensor]]:
+        """What the last layer gives out, where the teacher has another one after it.
+
+        The last of a decoder's hidden states went through its last norm, and those of the
+        teacher's earlier layers did not.
+        """
+        out: list[Tensor] = []
+        if taught is None or not self._layers or self._layers[-1] + 2 == len(taught.hidden):
+            yield out
+            return
+
+        def see(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            out[:] = [output[0] if isinstance(output, tuple) else output]
+
+        handle = find_stack(self._model).layers[-1].register_forward_hook(see)
+        try:
+            yield out
+        finally:
+            handle.remove()
 
     def _hidden(self, states: Sequence[Tensor], taught: Taught, batch: Any) -> Tensor:
         layers = self._layers or range(len(taught.hidden) - 1)
@@ -279,7 +303,8 @@ def label_loss(model: Any, logits: Tensor, batch: Any) -> Tensor:
     labels = labels.to(logits.device)
     if causal:
         logits, labels = logits[:, :-1], labels[:, 1:]
-    if logits.shape == labels.shape and labels.is_floating_point():  # several classes at once
+    many = getattr(model.config, "problem_type", None) == "multi_label_classification"
+    if logits.shape == labels.shape and (many or logits.shape[-1] > 1):  # several classes at once
         return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
     if logits.shape[-1] == 1:  # a score
         return F.mse_loss(logits.float().squeeze(-1), labels.float().reshape(logits.shape[:-1]))

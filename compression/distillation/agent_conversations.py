@@ -28,7 +28,8 @@ def agent_conversations(seed: int) -> Iterator[Conversation]:
     """The tasks of the calibration split, each in one conversation.
 
     A task that wants a call is followed by others that want one of the same tools. (Tasks of the
-    test split share nothing with them.)
+    test split share nothing with them.) Each is a group of its own. Tools cannot be held out: of
+    355 conversations with tools, each of the 6 domains is in 123 to 162, and alone in 13 to 18.
     """
     rng = random.Random(f"tierwise-distil-agent-{seed}")
     tasks = _fresh(generate_tasks(MOST_TASKS, seed=seed, split="calibration"))

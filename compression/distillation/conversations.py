@@ -33,7 +33,8 @@ class Document:
         given: bool, shape (n,): True where the reply is known to be right; in others it is what the
             teacher said, or any text.
         group: Documents of one group ask for the same things (the same tools, or parts of one
-            file), so a held-out part is made of whole groups.
+            file), so a held-out part is made of whole groups. Not so of "agent", whose few tools
+            are in many groups: held out are other requests for them.
         shown: From where to where the made-up conversation stands that shows a model how tools
             are called; (0, 0) if there is none.
     """

@@ -186,22 +186,22 @@ def prune_student(
         gone = _gone(model, task, wanted, batches, removals, progress)
         if gone:
             model = prune_layers(model, [parents.index(layer) for layer in gone])
-    channels, groups = None, None
     if recipe.ffn < 1 or recipe.kv_groups is not None:
         decoder = decoder_of(model)
         share = min(1.0, recipe.ffn * task.base_ffn / decoder.ffn)
         channels = possible_channels(decoder, share) if recipe.ffn < 1 else None
-        groups = recipe.kv_groups
         batches = _batches(task.lessons, REFIT_TOKENS)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             model = prune_width(
-                model, batches, channels=channels, kv_heads=groups, progress=progress
+                model, batches, channels=channels, kv_heads=recipe.kv_groups, progress=progress
             )
     _save(model, task)
+    # What it has, not what the recipe says: some may have gone with the parent's already.
+    channels, groups = model.config.intermediate_size, model.config.num_key_value_heads
     result = Pruned(
         parents=tuple(layer for layer in parents if layer not in gone),
-        ffn_channels=channels,
-        kv_heads=groups,
+        ffn_channels=channels if channels < task.base_ffn else None,
+        kv_heads=groups if groups < task.base_kv_heads else None,
         removals=tuple(removals),
     )
     write_atomically(folder / RESULT, result.model_dump_json())

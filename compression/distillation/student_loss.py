@@ -114,7 +114,7 @@ class StudentLoss(nn.Module):
         Args:
             batch: What is read.
             signal: The teacher's, as many rows as the batch has positions.
-            teacher_hidden: Outputs of the layers that the student's came from, each
+            teacher_hidden: Outputs of the layers that the student's first ones came from, each
                 (batch · length, width), where the hidden-state loss is wanted.
             loss: Instead of the usual one.
         """
@@ -149,7 +149,8 @@ class StudentLoss(nn.Module):
         else:
             total = _measured(rows, weight, cap, loss_of)
         if wants_hidden:
-            own = [state.reshape(-1, last.shape[-1])[batch.rows] for state in out.hidden_states[1:]]
+            states = out.hidden_states[1 : len(teacher_hidden) + 1]
+            own = [state.reshape(-1, last.shape[-1])[batch.rows] for state in states]
             theirs = [state[batch.teacher_rows] for state in teacher_hidden]
             apart = hidden_loss(own, theirs, self.hidden_kind, batch.weights)
             total = total + self.hidden * apart * batch.weights.sum()

@@ -41,7 +41,7 @@ class Student:
     """A recovered model, not quantized yet.
 
     Args:
-        name: Such as "d26", for 26 layers.
+        name: Such as "d26", for 26 layers; "d26-n2" for the second of that shape.
         gguf: Its F16 GGUF file.
         pruned_layers: The base's layers that went.
         ffn_channels, kv_heads: Per layer, where some went.
@@ -102,6 +102,7 @@ class _Class:
         self.teaching = teaching
         self.base, self.config, self.stages = teaching.base, teaching.config, teaching.stages
         self.reporter, self.folder = teaching.reporter, teaching.folder
+        self.names: list[str] = []
 
     def students(self) -> tuple[Student, ...]:
         keys = [self._key(number) for number in range(len(self.config.students))]
@@ -113,6 +114,7 @@ class _Class:
                 made = self._make(number, key, parent)
             parent = self.folder / key / "trained", made.parents
             out.append(self._student(number, key, made))
+            self.names.append(out[-1].name)
         return tuple(out)
 
     def _key(self, number: int) -> str:
@@ -142,7 +144,7 @@ class _Class:
     def _student(self, number: int, key: str, made: _Made) -> Student:
         recipe = self.config.students[number]
         return Student(
-            name=_name(made),
+            name=self._name(made),
             gguf=self._file(key),
             pruned_layers=made.pruned_layers,
             ffn_channels=made.ffn_channels,
@@ -194,11 +196,12 @@ class _Class:
             counters = _trained(folder)
             assert counters is not None
         pruned = Pruned.model_validate_json((folder / PRUNED / RESULT).read_text(encoding="utf-8"))
+        base = self.base.name
         with self.reporter.stage(f"Exporting {self._called(pruned)}") as progress:
             file = export_gguf(
                 folder / "trained",
                 self._file(key),
-                name=self.base.name if self._whole(pruned) else f"{self.base.name} {_name(pruned)}",
+                name=base if self._whole(pruned) else f"{base} {self._name(pruned)}",
                 vocabulary_from=self.base.gguf,
                 taught_tools=self.teaching.taught or config.shown < 1,
                 progress=progress,
@@ -246,6 +249,7 @@ class _Class:
                 parents=parent[1],
                 base_layers=self.teaching.layers,
                 base_ffn=self.teaching.ffn,
+                base_kv_heads=self.teaching.kv_heads,
                 held_out=(self.folder / HELD_OUT).resolve(),
                 lessons=(self.folder / LESSONS).resolve(),
                 target=(folder / "start").resolve(),
@@ -265,7 +269,13 @@ class _Class:
         return len(made.parents) == self.teaching.layers and not narrow
 
     def _called(self, made: Pruned) -> str:
-        return self.base.name if self._whole(made) else _name(made)
+        return self.base.name if self._whole(made) else self._name(made)
+
+    def _name(self, made: Pruned | _Made) -> str:
+        """Told by the shape, and by a number where an earlier student has the same."""
+        shape = _shape(made)
+        number = sum(name.split("-n")[0] == shape for name in self.names)
+        return f"{shape}-n{number + 1}" if number else shape
 
 
 def _trained(folder: Path) -> Counters | None:
@@ -279,7 +289,7 @@ def _trained(folder: Path) -> Counters | None:
     return counters if counters.weights_sha256 == found else None
 
 
-def _name(made: Pruned | _Made) -> str:
+def _shape(made: Pruned | _Made) -> str:
     parts = [f"d{len(made.parents)}"]
     if made.ffn_channels is not None:
         parts.append(f"f{made.ffn_channels}")

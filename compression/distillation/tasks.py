@@ -32,7 +32,8 @@ class PruneTask(BaseModel):
         recipe: What should stay.
         parent: Folder of the checkpoint to prune.
         parents: The base's layer that each of the parent's came from.
-        base_layers, base_ffn: Layers of the base, and channels of its MLPs.
+        base_layers, base_ffn, base_kv_heads: Layers of the base, and channels of its MLPs and KV
+            heads of each.
         held_out: File of lessons to choose layers on.
         lessons: File of those to refit narrowed layers on.
         protected: Layers at either end that stay.
@@ -46,6 +47,7 @@ class PruneTask(BaseModel):
     parents: tuple[int, ...]
     base_layers: int
     base_ffn: int
+    base_kv_heads: int
     held_out: Path
     lessons: Path
     protected: int = 2

@@ -89,9 +89,17 @@ class Teacher:
 
     @torch.no_grad()
     def hidden_after(self, tokens: Tensor, layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """`hidden`, and the outputs of some layers, each (batch · length, width)."""
+        """`hidden`, and the outputs of some layers, each (batch · length, width).
+
+        Args:
+            tokens: As of `hidden`.
+            layers: That a student came from. Its own last state went through its last norm, so
+                that of the last of them there is none, unless it is the teacher's last as well.
+        """
         out = backbone_of(self.model)(input_ids=tokens, use_cache=False, output_hidden_states=True)
         width = out.last_hidden_state.shape[-1]
+        if layers and layers[-1] + 2 != len(out.hidden_states):
+            layers = layers[:-1]
         states = [out.hidden_states[layer + 1].reshape(-1, width) for layer in layers]
         return out.last_hidden_state.reshape(-1, width), states
 

@@ -22,7 +22,7 @@ from tierwise.compression.reporting import Reporter
 from tierwise.compression.source import BaseSource
 from tierwise.compression.stages import Stages, content_key
 from tierwise.runtime.chat_template import taught_tools
-from tierwise.runtime.errors import MissingExtraError
+from tierwise.runtime.errors import ConfigError, MissingExtraError
 from tierwise.runtime.files import FileHashes, write_atomically
 from tierwise.runtime.llama import Model
 from tierwise.runtime.record import Record
@@ -53,7 +53,7 @@ class Teaching:
         teacher: The base itself, or the model that the config names.
         sha256: Of the teacher's file.
         layers: Of the base.
-        ffn: MLP channels of each of the base's layers.
+        ffn, kv_heads: MLP channels and KV heads of each of the base's layers.
         ends: Tokens that end a reply.
         taught: Whether the base was trained to call tools by a build of this kind.
 
@@ -74,6 +74,9 @@ class Teaching:
         self.base, self.config, self.stages, self.reporter = base, config, stages, reporter
         self.threads = threads
         self.teacher = choose_teacher(base, config)
+        for path in config.transcripts:
+            if not path.is_file():
+                raise ConfigError(f"there is no transcript {str(path)!r}; check the path")
         sha256_of = FileHashes.shared().sha256
         self.sha256 = sha256_of(self.teacher.gguf)
         shared = config.model_dump(mode="json", exclude={"students", "minutes", "steps", "launch"})
@@ -85,7 +88,10 @@ class Teaching:
         self.folder.mkdir(exist_ok=True)
         with Model(base.gguf, no_alloc=True) as model:
             self.layers = model.layers
-            self.ffn = int(model.metadata[f"{model.architecture}.feed_forward_length"])
+            known, prefix = model.metadata, model.architecture
+            self.ffn = int(known[f"{prefix}.feed_forward_length"])
+            heads = known[f"{prefix}.attention.head_count"]
+            self.kv_heads = int(known.get(f"{prefix}.attention.head_count_kv", heads))
             self.taught = taught_tools(model)
             self.ends = tuple(token for token in range(model.vocab_size) if model.is_end(token))
         self._read: dict[Path, Path] = {}

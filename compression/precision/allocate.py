@@ -106,7 +106,7 @@ def _exchanged(
     least = _LEAST_GAIN * sum(choice.loss for choice in taken.values())
     while True:
         best, moves = _best_change(fronts, taken, room)
-        if best <= least:
+        if not moves or best <= least:  # measured losses, and so their sum, may be below 0
             return taken
         for name, choice in moves:
             room += taken[name].cost - choice.cost

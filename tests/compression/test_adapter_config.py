@@ -142,6 +142,15 @@ def test_labels_of_every_token_are_filled_up() -> None:
     assert batch["input_ids"].tolist() == [[1, 2], [3, 9]]
 
 
+def test_labels_of_every_class_stay_as_they_are() -> None:
+    rows = [{"input_ids": [1, 2, 3, 4], "labels": [0, 1]}, {"input_ids": [3, 4], "labels": [1, 1]}]
+    (batch,) = whole(Batches(rows, size=2))
+    assert batch["labels"].tolist() == [[0, 1], [1, 1]]
+    rows[1]["labels"] = [1, 1, 1]
+    with pytest.raises(ConfigError, match="labels must have one number a token, or as many"):
+        whole(Batches(rows, size=2))
+
+
 def test_epochs_shuffle_by_their_seed() -> None:
     batches = Batches(examples(50), size=8)
     orders = [[one.examples for one in batches.epoch(seed)] for seed in (1, 1, 2)]
@@ -174,6 +183,7 @@ def test_a_stream_is_read_as_it_comes() -> None:
     [
         ([], "empty"),
         (3, "sequence or an iterable"),
+        ({"text": ["x"], "label": [1]}, "not a mapping with the keys"),
         ([3], "mapping"),
         ([{"words": "x"}], "neither 'text' nor"),
         ([{"text": "x"}], "tokenizer"),

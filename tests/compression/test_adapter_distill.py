@@ -111,6 +111,20 @@ def test_hidden_states_follow_the_layers_left(teacher: Any) -> None:
         wrong.loss(numbered)
 
 
+@pytest.mark.parametrize("kind", ["llama-lm", "gpt2-lm", "bert"])
+def test_without_the_last_layer_hidden_states_are_compared_before_the_last_norm(kind: str) -> None:
+    """What is left does what it did, so that nothing of it is apart."""
+    model = tiny_model(kind)
+    small = adapter(model, examples(16), {"layers": (2,), "channels": 0.0}).prune()
+    assert small._layers == [0, 1]
+    numbered = Numbered(batch_of(model))
+    for how in ("cosine", "mse"):
+        given = options(hidden=1.0, hidden_kind=how, soft=1.0)
+        whole = _Lesson(small.model, given, model, [0, 1]).loss(numbered)
+        plain = _Lesson(small.model, options(soft=1.0), model, [0, 1]).loss(numbered)
+        assert float((whole - plain).detach()) == pytest.approx(0.0, abs=1e-5)
+
+
 @pytest.mark.parametrize("loss", ["reverse_kl", "jsd", "skew_kl"])
 def test_other_losses_fall_too(teacher: Any, loss: str) -> None:
     student = tiny_model("bert", layers=1, seed=5)
@@ -284,6 +298,32 @@ def test_online_distillation_from_a_stream(teacher: Any) -> None:
         adapter(tiny_model("bert"), iter([])).distill(teacher)
 
 
+def test_several_classes_at_once_are_learned() -> None:
+    model = tiny_model("bert", problem_type="multi_label_classification")
+    rows = [
+        {"input_ids": row["input_ids"], "labels": [int(row["label"] == one) for one in range(3)]}
+        for row in examples(64)
+    ]
+    losses = quick(model, rows, soft=0.0, steps=30).distill(None).report.steps[0].details
+    assert sum(losses["training"].losses[-5:]) < 0.75 * sum(losses["training"].losses[:5])
+
+
+def test_models_with_a_decoder_of_their_own_are_refused() -> None:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(vocab_size=48, d_model=16, d_kv=4, d_ff=16, num_layers=2, num_heads=2)
+    model, rows = T5ForConditionalGeneration(config), examples(8)
+    with pytest.raises(ConfigError, match="has an encoder and a decoder"):
+        adapter(model, rows).distill(model)
+    adaptive = AdapterConfig.make(
+        quantize={"bits": "adaptive", "budget_share": 0.9}, steps=("quantize",)
+    )
+    with pytest.raises(ConfigError, match="has an encoder and a decoder"):
+        ModelAdapter(model, adaptive, data=rows).quantize()
+    plain = AdapterConfig.make(quantize={"bits": 8}, steps=("quantize",))
+    ModelAdapter(model, plain).quantize()
+
+
 def test_teachers_that_do_not_fit(teacher: Any) -> None:
     rows = examples(16)
     with pytest.raises(ConfigError, match="same tokenizer"):
@@ -351,6 +391,30 @@ def test_gradual_zeros() -> None:
     assert bool(((weight.reshape(-1, 4) != 0).sum(1) == 2).all())
     assert made.report.bytes_saved == 0
     assert 0.3 < made.report.steps[-1].zeros < 0.5
+
+
+def test_gradual_zeros_of_a_stream_that_ends_early() -> None:
+    """The share that was reached is told, not the one that was asked for."""
+    prune = {"layers": 0.0, "channels": 0.0, "sparsity": 0.5, "gradual": True, "gradual_every": 1}
+    made = adapter(tiny_model("bert"), iter(examples(112)), prune, steps=50).prune()
+    model = made.distill(None).model
+    step = made.report.steps[-1]
+    linears = [m for m in model.bert.encoder.modules() if isinstance(m, torch.nn.Linear)]
+    zeros = sum(int((linear.weight == 0).sum()) for linear in linears)
+    reached = zeros / sum(linear.weight.numel() for linear in linears)
+    assert step.details["sparsity"] == pytest.approx(reached) and 0.05 < reached < 0.4
+    ended = f"the data ended after {step.details['training'].steps} of 50 steps"
+    assert step.details["note"] == ended and str(step).endswith(ended)
+
+
+def test_a_stream_that_was_read_measures_nothing(teacher: Any) -> None:
+    config = AdapterConfig.make(
+        quantize={"bits": "adaptive"}, distill={"steps": 2, "batch_size": 8}
+    )
+    made = ModelAdapter(teacher, config, data=iter(examples(16))).distill(teacher)
+    with pytest.raises(ConfigError, match="a generator can be read only once"):
+        made.quantize()
+    made.quantize(examples(16))
 
 
 # --- after quantization -----------------------------------------------------------------

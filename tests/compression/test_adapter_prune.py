@@ -165,6 +165,30 @@ def test_a_channels_worth_is_what_is_missing_without_it() -> None:
     assert float(worth[5]) == pytest.approx(float(missing), rel=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_a_heads_worth_is_what_is_missing_without_it(kind: str) -> None:
+    """What its columns say together: they may cancel."""
+    model = tiny_model(kind, layers=1)
+    width = find_widths(model, "heads")[0]
+    batches = made_up(model, rows=4, length=16, count=1, seed=0)
+    with torch.no_grad():  # a head that says x in all of its columns, half of it taken back
+        block = width.out_of.weight[:, : width.block]
+        block[:, 1::2] = -block[:, ::2]
+        values = width.into[2]
+        rows = width.block // (width.into[0].out_features // values.out_features)
+        values.weight[1:rows:2] = values.weight[0:rows:2]
+    seen: list[torch.Tensor] = []
+    handle = width.out_of.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    moments = measure_moments(model, batches, [width.out_of], width.block)
+    handle.remove()
+    worth = unit_worth(width, width.out_of.weight, moments)
+    x = seen[0].detach().reshape(-1, width.units, width.block)
+    columns = width.out_of.weight.detach().reshape(-1, width.units, width.block)
+    missing = torch.einsum("nub,hub->nuh", x, columns).square().sum(2).mean(0)
+    assert torch.allclose(worth, missing, rtol=1e-4, atol=1e-5)
+    assert float(worth[0]) == pytest.approx(0.0, abs=1e-5) and float(worth[1]) > 0.01
+
+
 def test_padding_is_not_measured() -> None:
     model = tiny_model("bert", layers=1)
     width = find_widths(model, "channels")[0]
@@ -188,6 +212,11 @@ def test_widths_are_multiples(share: float, multiple: int, left: int) -> None:
 
 
 # --- embeddings -------------------------------------------------------------------------
+
+
+def test_tokens_are_counted_in_data_alone() -> None:
+    with pytest.raises(ConfigError, match="min_token_count: 2 counts tokens of data"):
+        adapt_model(tiny_model("bert"), pruning(min_token_count=2))
 
 
 def test_rare_tokens_share_a_row() -> None:

@@ -102,6 +102,17 @@ def test_the_budget_is_kept(share: float) -> None:
         assert len(set(bits.values())) > 1
 
 
+@pytest.mark.parametrize("kept", ["lm_head", "model.embed_tokens"])
+def test_the_budget_is_kept_where_half_of_a_tied_pair_stays(kept: str) -> None:
+    model = tiny_model("llama-lm", tie_word_embeddings=True)
+    options: dict[str, Any] = {"bits": "adaptive", "group": 16, "keep": (kept,)}
+    for share in (0.28, 0.32, 0.36):
+        adapter = ModelAdapter(model, quantizing(**options, budget_share=share)).quantize()
+        assert count_bytes(adapter.model) <= share * count_bytes(model)
+    with pytest.raises(ConfigError, match="is too small"):
+        ModelAdapter(model, quantizing(**options, budget_share=0.2)).quantize()
+
+
 def test_bits_go_where_they_are_missed() -> None:
     """Matrices whose answer nobody reads get the fewest."""
     model = tiny_model("bert", layers=2)

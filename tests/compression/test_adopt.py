@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import gguf
@@ -17,6 +18,7 @@ from tierwise.compression.base_record import tokenizer_hash
 from tierwise.compression.build import build_family
 from tierwise.compression.quantize import quantize
 from tierwise.compression.recipe import BuildConfig
+from tierwise.compression.reporting import Progress
 from tierwise.runtime.chat import Call, Message
 from tierwise.runtime.errors import (
     ConfigError,
@@ -36,6 +38,7 @@ from tierwise.runtime.profile import (
     load_profile,
     save_profile,
 )
+from tierwise.runtime.remote_tier import RemoteTier
 
 Snapshot = dict[str, bytes]
 
@@ -288,6 +291,41 @@ def test_duplicates_are_refused(family: Family, base: Path, other: Path) -> None
     refused(family, other, ConfigError, "has a tier 'q8_0' already", name="q8_0")
     refused(family, family.path("q8_0"), ConfigError, "has a tier 'q8_0' already")
     refused(family, family.path("q8_0"), ConfigError, "is the family's tier 'q8_0' already", "x")
+
+
+def test_names_of_remotes_are_taken_too(family: Family, other: Path) -> None:
+    remote = RemoteTier(name="far", url="http://localhost:1/v1", model="m")
+    family = family.model_copy(update={"remotes": (remote,)})
+    family.save(family.folder)
+    refused(Family.load(family.folder), other, ConfigError, "has a tier 'far' already", name="far")
+
+
+def test_what_changes_while_it_is_measured_stays(family: Family, other: Path) -> None:
+    remote = RemoteTier(name="far", url="http://localhost:1/v1", model="m")
+
+    class Connecting(Recorder):
+        def stage(self, title: str) -> AbstractContextManager[Progress]:
+            if title.startswith("Tool tasks"):
+                family.model_copy(update={"remotes": (remote,)}).save(family.folder)
+            return super().stage(title)
+
+    adopted = adopt_tier(family.folder, other, name="five", reporter=Connecting())
+    assert adopted.remotes == (remote,)
+    assert adopted.tier("five").quality.tools is not None
+    assert Family.load(family.folder) == adopted
+
+    class Clashing(Recorder):
+        def stage(self, title: str) -> AbstractContextManager[Progress]:
+            if title.startswith("Tool tasks"):
+                named = remote.model_copy(update={"name": "six"})
+                adopted.model_copy(update={"remotes": (named,)}).save(family.folder)
+            return super().stage(title)
+
+    six = other.with_name("six.gguf")
+    quantize(other, six, "Q8_0", pruned_layers=(1,), threads=1)
+    with pytest.raises(ConfigError, match="has a tier 'six' already"):
+        adopt_tier(family.folder, six, reporter=Clashing())
+    assert not (family.folder / "six.gguf").exists()
 
 
 def test_names_that_are_no_names_are_refused(family: Family, other: Path) -> None:

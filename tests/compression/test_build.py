@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,11 @@ import pytest
 from build_tools import FileLimit, Recorder
 from tiny_models import write_tiny_gguf
 
+from tierwise.compression.adopt import adopt_tier
 from tierwise.compression.build import WORK, build_family
 from tierwise.compression.found_recipe import RECIPE
+from tierwise.compression.publish import publish
+from tierwise.compression.quantize import quantize
 from tierwise.compression.recipe import BuildConfig
 from tierwise.compression.report.tried import load_tried
 from tierwise.compression.report.write import REPORT
@@ -33,6 +38,7 @@ from tierwise.runtime.files import sha256_of
 from tierwise.runtime.llama import Model
 from tierwise.runtime.loaded_tier import LoadedTier
 from tierwise.runtime.profile import load_profile
+from tierwise.runtime.remote_tier import RemoteTier
 
 SMALL: dict[str, Any] = {
     "tiers": 2,
@@ -261,6 +267,145 @@ def test_the_old_family_survives_a_rebuild_that_fails(
     with pytest.raises(ConfigError):
         build(base, out, max_bytes=1000)
     assert Family.load(out) == first
+
+
+REMOTE = RemoteTier(name="far", url="http://localhost:1/v1", model="m")
+
+
+@pytest.fixture
+def extended(base: Path, tmp_path: Path) -> Family:
+    """A built family with an adopted tier, "five", that is the smallest, and a remote one."""
+    out = tmp_path / "family"
+    build(base, out, candidates=[{"quantization": "Q8_0"}])
+    other = tmp_path / "five.gguf"
+    quantize(base, other, "Q4_0", pruned_layers=(1, 2, 3, 4), threads=1)
+    family = adopt_tier(out, other, measure=False)
+    family.model_copy(update={"remotes": (REMOTE,)}).save(out)
+    return Family.load(out)
+
+
+OTHER: dict[str, Any] = {
+    "imatrix": False,
+    "candidates": [{"quantization": "Q5_0", "name": "q8_0"}, {"quantization": "Q5_1"}],
+}
+"""Of the extended family: one of its names with another content, and a new one."""
+
+
+def check_rebuilt(family: Family, before: Family) -> None:
+    out = family.folder
+    assert Family.load(out) == family
+    assert family.tiers[0].name == "five"
+    assert {tier.name for tier in family.tiers[1:]} == {"q8_0", "q5_1"}
+    assert family.remotes == before.remotes
+    assert family.tier("five") == before.tier("five")
+    assert family.tier("q8_0").sha256 != before.tier("q8_0").sha256
+    assert not before.path("q8_0").exists() and strays(out) == []
+
+
+def test_a_disk_that_fills_up_while_publishing_leaves_the_old_family_whole(
+    base: Path, extended: Family, file_limit: FileLimit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_link(*_: object) -> None:
+        raise OSError("this disk has no hard links")
+
+    def limited(*args: Any) -> Family:
+        with file_limit(20_000):
+            return publish(*args)
+
+    out = extended.folder
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", no_link)
+        patch.setattr("tierwise.compression.build.publish", limited)
+        with pytest.raises(DiskFullError, match=r"q[58]_\w+(-[0-9a-f]{8})?\.gguf"):
+            build(base, out, **OTHER)
+    assert Family.load(out) == extended
+    check_rebuilt(build(base, out, **OTHER), extended)
+
+
+def test_ended_anywhere_while_publishing(
+    base: Path, extended: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the first file that gets its name, then at the second, and so on."""
+    replace, out = Path.replace, extended.folder
+    for files in range(100):
+        left = files
+
+        def dying(self: Path, target: Path) -> Path:
+            nonlocal left
+            if (left := left - 1) < 0:
+                raise KeyboardInterrupt
+            return replace(self, target)
+
+        def ended(*args: Any) -> Family:
+            with monkeypatch.context() as patch:
+                patch.setattr(Path, "replace", dying)
+                return publish(*args)
+
+        monkeypatch.setattr("tierwise.compression.build.publish", ended)
+        with suppress(KeyboardInterrupt):
+            build(base, out, **OTHER)
+        family = Family.load(out)  # the old one or the new one
+        assert family == extended or family.tier("q8_0") != extended.tier("q8_0")
+        assert family.remotes == extended.remotes
+        assert family.tier("five") == extended.tier("five")
+        if left >= 0:
+            break
+    assert files > 4
+    check_rebuilt(family, extended)
+
+
+def test_a_remote_tier_that_is_added_while_files_are_copied_stays(
+    base: Path, extended: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connecting(*_: object) -> None:
+        more = REMOTE.model_copy(update={"name": "further"})
+        extended.model_copy(update={"remotes": (REMOTE, more)}).save(extended.folder)
+        raise OSError("this disk has no hard links")
+
+    monkeypatch.setattr(os, "link", connecting)
+    family = build(base, extended.folder, **OTHER)
+    assert [remote.name for remote in family.remotes] == ["far", "further"]
+    assert Family.load(extended.folder) == family
+
+
+def test_a_damaged_tier_costs_the_family_nothing_else(base: Path, extended: Family) -> None:
+    out = extended.folder
+    with extended.path("q8_0").open("r+b") as file:
+        file.write(b"?")
+    check_rebuilt(build(base, out, **OTHER), extended)
+
+
+def test_an_adopted_tier_that_is_damaged_is_left_out(base: Path, extended: Family) -> None:
+    with extended.path("five").open("r+b") as file:
+        file.write(b"?")
+    family = build(base, extended.folder, **OTHER)
+    assert Family.load(extended.folder) == family
+    assert {tier.name for tier in family.tiers} == {"q8_0", "q5_1"}
+    assert "gone or damaged" in family.dropped["five"]
+    assert extended.path("five").is_file()  # it is the user's
+
+
+def test_it_is_told_what_a_build_will_replace(base: Path, extended: Family) -> None:
+    reporter = Recorder()
+    family = build(
+        base, extended.folder, reporter, candidates=[{**OTHER["candidates"][0], "name": "five"}]
+    )
+    assert "the adopted tier 'five' gives way if one is built" in reporter.notes
+    assert family.tier("five").lineage.origin == "built"
+    assert extended.path("five").is_file()
+    (extended.folder / MANIFEST).write_text("{")
+    build(base, extended.folder, reporter)
+    assert any("cannot be read and will be replaced" in note for note in reporter.notes)
+
+
+def test_a_remote_tier_keeps_its_name(base: Path, extended: Family) -> None:
+    out = extended.folder
+    remote = REMOTE.model_copy(update={"name": "q4_0"})
+    extended.model_copy(update={"remotes": (remote,)}).save(out)
+    reporter = Recorder()
+    with pytest.raises(ConfigError, match="a tier 'q4_0', and the family has a remote tier"):
+        build(base, out, reporter, candidates=[{"quantization": "Q4_0"}])
+    assert reporter.titles == ["Reading the base model"]
 
 
 @pytest.mark.parametrize(

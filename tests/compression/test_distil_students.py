@@ -15,8 +15,11 @@ from tiny_models import write_tiny_checkpoint, write_tiny_gguf
 
 from tierwise.compression.distillation.config import DistillConfig, StudentRecipe
 from tierwise.compression.distillation.students import Student, make_students
+from tierwise.compression.plan import plan_tiers
+from tierwise.compression.recipe import BuildConfig
 from tierwise.compression.source import resolve_base
 from tierwise.compression.stages import Stages
+from tierwise.compression.tier_source import base_source, student_source
 from tierwise.runtime.errors import ConfigError, UnsupportedModelError
 from tierwise.runtime.files import sha256_of
 from tierwise.runtime.llama import Model
@@ -38,6 +41,8 @@ TITLES = [
     "Teaching d5",
     "Exporting d5",
 ]
+
+SHAPE = ("feed_forward_length", "attention.head_count_kv")
 
 SCRIPT = """
 import contextlib, json, os, signal, sys
@@ -111,7 +116,7 @@ def test_a_second_call_finds_them(base: Path, made: tuple[Path, tuple[Student, .
     more = [*OPTIONS["students"], {"layers": 4}]
     reporter = Recorder()
     assert students(base, work, reporter, students=more, steps=9)[:2] == found
-    assert reporter.titles[-1] == "Exporting d4" and "Teaching d5" not in reporter.titles
+    assert reporter.titles[-1] == "Exporting d4-f64-n2" and "Teaching d5" not in reporter.titles
 
 
 @pytest.mark.slow
@@ -159,6 +164,11 @@ def test_another_model_of_the_family_can_teach(base: Path, tmp_path: Path) -> No
     assert student.distillation.teacher_sha256 == sha256_of(teacher)
 
 
+def test_a_transcript_that_is_not_there(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no transcript '.*talks\.jsonl'"):
+        students(base, tmp_path, Recorder(), transcripts=[tmp_path / "talks.jsonl"])
+
+
 def test_recipes_that_cannot_be(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot have 9 of the base's 6 layers"):
         students(base, tmp_path, Recorder(), students=[{"layers": 9}])
@@ -175,3 +185,27 @@ def test_widths_are_shares_of_the_base_and_not_of_the_student_before(
     recipes = [{"ffn": 0.75}, {"ffn": 0.5}]
     found = students(base, tmp_path, Recorder(), students=recipes, steps=2, on_policy=0.0)
     assert [(one.name, one.ffn_channels) for one in found] == [("d6-f96", 96), ("d6-f64", 64)]
+
+
+def test_students_of_one_shape_have_names_of_their_own(base: Path, tmp_path: Path) -> None:
+    recipes = [
+        {"ffn": 0.75, "kv_groups": 1},
+        {"ffn": 0.74, "quantization_aware": "Q4_0"},
+        {"layers": 5},  # has what the one before it has
+    ]
+    options = {"students": recipes, "steps": 3, "on_policy": 0.0}
+    reporter = Recorder()
+    found = students(base, tmp_path, reporter, **options)
+    assert [one.name for one in found] == ["d6-f96-h1", "d6-f96-h1-n2", "d5-f96-h1"]
+    assert {"Teaching d6-f96-h1-n2", "Exporting d6-f96-h1-n2"} < set(reporter.titles)
+    for student in found:
+        with Model(student.gguf, no_alloc=True) as model:
+            shape = (model.metadata[f"{model.architecture}.{key}"] for key in SHAPE)
+            assert tuple(map(int, shape)) == (student.ffn_channels, student.kv_heads) == (96, 1)
+    assert students(base, tmp_path, reporter, **options) == found
+    plan = plan_tiers(
+        [base_source(base, sha256_of(base), 6), *map(student_source, found)],
+        file_type="F16",
+        config=BuildConfig(),
+    )
+    assert {"d6-f96-h1-q8_0", "d6-f96-h1-n2-q4_0"} < {one.name for one in plan.candidates}

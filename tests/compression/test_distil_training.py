@@ -491,6 +491,22 @@ def test_what_else_a_config_can_ask_for(
     assert not torch.equal(weights(student), weights(plain))
 
 
+def test_a_student_without_the_last_layer_is_not_held_against_states_of_another_kind(
+    checkpoint: Path,
+) -> None:
+    """What is left of it does what it did, so that no state is apart."""
+    batch = collate(make_lessons(documents(4), prompt_share=1.0, prompt_weight=0.3, seed=0))
+    teacher = Teacher(load_model(checkpoint, torch.float32), torch.device("cpu"))
+    student = prune_layers(load_model(checkpoint, torch.float32), [3])
+    last, states = teacher.hidden_after(batch.teacher_tokens, (0, 1, 2))
+    signal = DenseLogits(teacher.logits(last, batch.teacher_rows))
+    found = [
+        float(StudentLoss(student, hidden=weight)(batch, signal, states).detach())
+        for weight in (0.0, 1.0)
+    ]
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
 def test_replies_that_are_right_are_learned_by_heart(checkpoint: Path, tmp_path: Path) -> None:
     teacher = Teacher.load(checkpoint)
     made = capture(lambda: teacher, documents(8, given=True), tmp_path / "signal", **CAPTURE)

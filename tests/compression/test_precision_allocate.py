@@ -99,3 +99,8 @@ def test_a_budget_below_the_cheapest_is_refused() -> None:
 def test_a_tensor_without_choices_is_refused() -> None:
     with pytest.raises(ConfigError, match="at least one type"):
         allocate({"a": []}, budget=10)
+
+
+def test_losses_that_rounding_made_negative_end_it_all_the_same() -> None:
+    choice = Choice("Q8_0", 1, -1e-9)
+    assert allocate({"a": [choice]}, budget=1) == {"a": choice}

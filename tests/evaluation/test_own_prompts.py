@@ -78,6 +78,7 @@ def test_groups_and_ids(tmp_path: Path) -> None:
         ('{"expected": 3}', "line 1: there are no messages"),
         ('{"prompt": "a", "check": "vibes"}', "no check 'vibes'"),
         ('{"prompt": "a", "expected": "(", "check": "regex"}', "no regular expression"),
+        ('{"prompt": "a", "expected": "x", "check": "reference"}', 'Leave out "expected"'),
         ('{"prompt": "a", "expected": {"tool_calls": 3}}', "needs"),
     ],
 )

@@ -51,6 +51,24 @@ def run(*arguments: Any) -> str:
     return done.stdout
 
 
+def test_without_answers_the_tier_nearest_to_the_base_is_right(
+    prompts: Path, tmp_path: Path
+) -> None:
+    """However quick it is."""
+    wrong = {name: FRUIT[name] if name in RIGHT else "No idea." for name in FRUIT}
+    best = write_scripted_gguf(tmp_path / "best.gguf", FRUIT, context=2048)
+    slow = write_scripted_gguf(tmp_path / "slow.gguf", wrong, context=2048)
+    specs = [TierSpec("best", best, kl=0.01), TierSpec("slow", slow, kl=0.1)]
+    folder = make_family(tmp_path / "family", specs).folder
+    lines = [json.loads(line) for line in prompts.read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        del line["expected"]
+    prompts.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    found = json.loads(run("calibrate", folder, "--data", prompts, "--json"))
+    means = dict(zip(found["tiers"], found["means"], strict=True))
+    assert means == pytest.approx({"best": 1.0, "slow": 4 / 6})
+
+
 def test_own_prompts_are_asked_once_and_learned_from(
     folder: Path, prompts: Path, tmp_path: Path
 ) -> None:
