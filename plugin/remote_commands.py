@@ -52,7 +52,11 @@ def connect(
     from tierwise.runtime.remote_tier import RemoteTier
     from tierwise.runtime.units import first_problem
 
-    family = Family.load(folder)
+    def with_it(family: Family) -> Family:
+        others = [one for one in family.remotes if one.name != name]
+        values = family.model_dump() | {"remotes": [*(o.model_dump() for o in others), remote]}
+        return Family.model_validate(values)
+
     try:
         remote = RemoteTier(
             name=name,
@@ -62,16 +66,16 @@ def connect(
             context_tokens=context_tokens,
             success=success,
         )
-        others = [one for one in family.remotes if one.name != name]
-        values = family.model_dump() | {"remotes": [*(o.model_dump() for o in others), remote]}
-        changed = Family.model_validate(values)
+        with_it(Family.load(folder))  # whether it can be, before anybody is asked
     except ValidationError as error:
         raise ConfigError(first_problem(error, "remote tier")) from error
     allow(remote)
     seconds = ask_briefly(remote) if check else None
-    changed.save(family.folder)
+    known = Family.load(folder)  # once more: it may have been changed meanwhile
+    family = with_it(known)
+    family.save(known.folder)
     if as_json:
-        remotes = [one.model_dump(mode="json") for one in changed.remotes]
+        remotes = [one.model_dump(mode="json") for one in family.remotes]
         print_json({"remotes": remotes, "seconds": seconds})
         return
     took = "" if seconds is None else f"; it answered in {seconds:.2f} s"
