@@ -11,7 +11,7 @@ import csv
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -100,19 +100,22 @@ class OutcomeStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._db = sqlite3.connect(path, timeout=30, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version > SCHEMA_VERSION:
-                raise CalibrationError(
-                    f"{str(path)!r} was written by a newer Tierwise (version {version} of its "
-                    f"tables, {SCHEMA_VERSION} are known). Update Tierwise."
-                )
-            self._db.executescript(_TABLES)
-            self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-        except sqlite3.DatabaseError as error:
-            raise _told(error, path) from error
+        with ExitStack() as opening:
+            try:
+                self._db = sqlite3.connect(path, timeout=30, isolation_level=None)
+                opening.callback(self._db.close)
+                self._db.execute("PRAGMA journal_mode=WAL")
+                version = self._db.execute("PRAGMA user_version").fetchone()[0]
+                if version > SCHEMA_VERSION:
+                    raise CalibrationError(
+                        f"{str(path)!r} was written by a newer Tierwise (version {version} of its "
+                        f"tables, {SCHEMA_VERSION} are known). Update Tierwise."
+                    )
+                self._db.executescript(_TABLES)
+                self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            except sqlite3.DatabaseError as error:
+                raise _told(error, path) from error
+            opening.pop_all()
 
     def add(self, tasks: Iterable[KnownTask], outcomes: Iterable[TierOutcome]) -> None:
         """Writes all of them or none; what is there already is replaced.

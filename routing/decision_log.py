@@ -245,7 +245,11 @@ def read_log(path: Path) -> Iterator[Logged]:
 
 def _opened(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=BUSY_S)
-    db.execute("PRAGMA journal_mode=WAL")
-    db.executescript(_TABLES)
-    db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+    try:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.executescript(_TABLES)
+        db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+    except BaseException:
+        db.close()
+        raise
     return db

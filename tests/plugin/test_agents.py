@@ -201,7 +201,7 @@ def test_a_larger_tier_sets_a_call_right(make: Make) -> None:
     assert told(state) == CONVERSATION
     reply = state["messages"][1].response_metadata
     assert reply["escalated"] is True and reply["tier"] == "large"
-    assert reply["reason"].startswith("escalated from small: city='Rome'")
+    assert reply["reason"].startswith("escalated from small: the city for get_weather")
     assert not state["messages"][-1].response_metadata["escalated"]
     wrong = create_agent(make("pair", model="small"), [get_weather]).invoke(asked(QUESTION))
     assert told(wrong)[1] == [("get_weather", "Rome")]

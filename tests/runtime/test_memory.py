@@ -182,7 +182,7 @@ def test_a_process_holds_little_for_a_tiny_model(
     need = predict_memory(path, n_ctx, **many)
     held = held_bytes(tiny_gguf, path, n_ctx, "f16", fill=n_ctx, **many)
     # Of so few megabytes, those that malloc keeps or has left over are a large share.
-    assert need.total_bytes == pytest.approx(held, abs=2 * 2**20)
+    assert need.total_bytes == pytest.approx(held, abs=6 * 2**20)
 
 
 # --- Other --------------------------------------------------------------------------------------
