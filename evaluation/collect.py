@@ -7,9 +7,10 @@ all tiers have answered the same tasks, from all suites alike. What is known is 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from tierwise.evaluation.outcomes import KnownTask, OutcomeStore, TierOutcome
@@ -27,6 +28,8 @@ from tierwise.runtime.pool import Pool
 from tierwise.runtime.remote_tier import RemoteTier
 
 BLOCK = 16
+FIRST = 4
+"""Tasks of the first block where time is limited: then it is known how many may follow."""
 TIMED = 2
 """Tasks of a block that run alone, so that their seconds are those of a call."""
 
@@ -50,12 +53,13 @@ def collect_outcomes(
     Args:
         family: Its tiers that have files are run.
         suites: What to run; blocks of all of them alternate.
-        store: Where outcomes go, block by block: a run that is killed loses one block.
+        store: Where outcomes go, turn by turn: a run that is stopped keeps all, one that is killed
+            loses a tier's turn at a block.
         pool: Loads the tiers.
         remotes: Tiers on other machines that are asked as well. One that is out of reach is left
             out from then on; what it has answered is kept.
         minutes: When to stop; None for never.
-        progress: Called after each tier's turn.
+        progress: Called with every reply.
         left_out: Called with a remote tier that is left out, and why, in English.
 
     Raises:
@@ -71,37 +75,70 @@ def collect_outcomes(
         RemoteAsker(one, works=any(known[s.name, one.sha256] for s in suites), ends=ends)
         for one in remotes
     ]
-    blocks = list(_alternating(suites))
-    total = sum(len(items) for _, items in blocks)
-    done = left = 0
-    for suite, items in blocks:
-        over = ends is not None and time.monotonic() > ends
-        unknown: set[str] = set()
-        for tier in tiers:
-            missing = [one for one in items if one[0].id not in known[suite.name, tier.sha256]]
-            if missing and over:
-                unknown |= {task.id for task, _ in missing}
-            elif missing:
-                _turn(suite, missing, tier, store, pool, reference=tiers[0])
-                if progress is not None:
-                    progress(f"{suite.name}: {tier.name}", done / max(1, total))
-        for asker in list(askers):
-            far = asker.tier
-            missing = [one for one in items if one[0].id not in known[suite.name, far.sha256]]
-            if missing and over:
-                unknown |= {task.id for task, _ in missing}
-            elif missing:
-                try:
-                    _remote_turn(suite, missing, asker, store, reference=tiers[0])
-                except RemoteError as error:
-                    askers.remove(asker)
-                    if left_out is not None:
-                        left_out(far, str(error))
-                if progress is not None:
-                    progress(f"{suite.name}: {far.name}", done / max(1, total))
-        done += len(items)
-        left += len(unknown)
+    blocks = deque(_alternating(suites))
+    bar = _Bar(progress, sum(len(items) for _, items in blocks))
+    left = 0
+    pace: float | None = None  # seconds that all tiers together take for a task
+    while blocks:
+        suite, items = blocks.popleft()
+        room = len(items)
+        if ends is not None:
+            left_s = ends - time.monotonic()
+            room = (FIRST if pace is None else int(left_s / pace)) if left_s > 0 else 0
+            if 0 < room < len(items):
+                blocks.appendleft((suite, items[room:]))
+                items = items[:room]
+        everybody: list[Tier | RemoteAsker] = [*tiers, *askers]
+        wanted = [
+            (one, missing)
+            for one in everybody
+            if (missing := [i for i in items if i[0].id not in known[suite.name, _hash(one)]])
+        ]
+        if room < 1:
+            left += len({task.id for _, missing in wanted for task, _ in missing})
+            continue
+        began = time.monotonic()
+        for turn, (one, missing) in enumerate(wanted):
+            bar.begin(suite.name, len(items), turn / len(wanted), 1 / len(wanted))
+            if isinstance(one, Tier):
+                _turn(suite, missing, one, store, pool, reference=tiers[0], bar=bar)
+                continue
+            try:
+                _remote_turn(suite, missing, one, store, reference=tiers[0])
+            except RemoteError as error:
+                askers.remove(one)
+                if left_out is not None:
+                    left_out(one.tier, str(error))
+            bar.tell(1.0, one.tier.name)
+        if wanted:
+            pace = (time.monotonic() - began) / len(items)
+        bar.done += len(items)
     return left
+
+
+def _hash(one: Tier | RemoteAsker) -> str:
+    return one.sha256 if isinstance(one, Tier) else one.tier.sha256
+
+
+@dataclass
+class _Bar:
+    """How far it all is."""
+
+    progress: Progress | None
+    total: int
+    done: int = 0
+    suite: str = ""
+    _place: tuple[float, float] = (0.0, 0.0)
+
+    def begin(self, suite: str, items: int, start: float, share: float) -> None:
+        """A turn at a block, of which it is this share from there on."""
+        self.suite, self._place = suite, (items * start, items * share)
+
+    def tell(self, share: float, name: str) -> None:
+        """So much of the turn is over."""
+        if self.progress is not None:
+            whole = self.done + self._place[0] + self._place[1] * share
+            self.progress(f"{self.suite}: {name}", whole / max(1, self.total))
 
 
 def left_to_ask(suites: Sequence[Suite], store: OutcomeStore, tier: Tier | RemoteTier) -> int:
@@ -187,30 +224,35 @@ def _turn(
     pool: Pool,
     *,
     reference: Tier,
+    bar: _Bar,
 ) -> None:
-    """One tier answers a block, a few tasks alone and the others together."""
+    """One tier answers a block, a few tasks alone and the others together. What it has answered
+    when it is stopped is kept."""
     tasks = [_referenced(task, suite, store, reference) for task, _ in items]
     prompts = [pool.prompt(task.call, taught_tools=tier.taught_tools) for task in tasks]
     longest = max(map(len, prompts))
     room = min(tier.context_tokens, longest + REPLY_ROOM)
     rows: list[TierOutcome] = []
-    with pool.acquire(tier, context_tokens=room) as lease:
-        meter = EnergyMeter(threads=1)  # an estimate is not kept, so its threads do not matter
-        for task in tasks[:TIMED]:
-            meter.lap()
-            began = time.perf_counter()
-            (outcome,) = run_suite(lease.tier, [_limited(task)], at_once=1)
-            seconds, energy = time.perf_counter() - began, meter.lap()
-            joules = None if energy.source == "estimated" else energy.joules
-            rows.append(_row(suite, tier, task, outcome, seconds, joules))
-        rest = tasks[TIMED:]
-        with ExitStack() as more:
+
+    def keep(outcome: Outcome[Checkable], seconds: float | None, joules: float | None) -> None:
+        rows.append(_row(suite, tier, tasks[len(rows)], outcome, seconds, joules))
+        bar.tell(len(rows) / len(tasks), tier.name)
+
+    try:
+        with pool.acquire(tier, context_tokens=room) as lease, ExitStack() as more:
+            meter = EnergyMeter(threads=1)  # an estimate is not kept, so its threads do not matter
+            for task in tasks[:TIMED]:
+                meter.lap()
+                began = time.perf_counter()
+                (outcome,) = run_suite(lease.tier, [_limited(task)], at_once=1)
+                seconds, energy = time.perf_counter() - began, meter.lap()
+                keep(outcome, seconds, None if energy.source == "estimated" else energy.joules)
+            rest = list(map(_limited, tasks[TIMED:]))
             for _ in rest[1:AT_ONCE]:  # a lease for each makes room for each
                 more.enter_context(pool.acquire(tier, context_tokens=room))
-            outcomes = run_suite(lease.tier, list(map(_limited, rest)))
-        for task, outcome in zip(rest, outcomes, strict=True):
-            rows.append(_row(suite, tier, task, outcome, None, None))
-    store.add(_known(suite, items), rows)
+            run_suite(lease.tier, rest, each=lambda outcome: keep(outcome, None, None))
+    finally:
+        store.add(_known(suite, items), rows)
 
 
 def _remote_turn(

@@ -81,11 +81,13 @@ def run_suite(
     *,
     at_once: int = AT_ONCE,
     progress: Callable[[str, float], None] | None = None,
+    each: Callable[[Outcome[T]], None] | None = None,
 ) -> tuple[Outcome[T], ...]:
     """Lets a tier answer every task. A task that it cannot take at all counts as failed.
 
     Args:
         at_once: Tasks in progress at the same time.
+        each: Called with every outcome, in the order of the tasks, as soon as it is known.
     """
     waiting: deque[tuple[T, ReplyStream | None]] = deque()
     outcomes: list[Outcome[T]] = []
@@ -101,6 +103,8 @@ def run_suite(
                 passed = task.check(reply)
         right += passed
         outcomes.append(Outcome(task, reply, passed))
+        if each is not None:
+            each(outcomes[-1])
         if progress is not None:
             progress(f"{right} right of {len(outcomes)}", len(outcomes) / len(tasks))
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
 from family_factory import TierSpec, make_family
 from scripted_model import write_scripted_gguf
 
-from tierwise.evaluation.collect import BLOCK, TIMED, collect_outcomes
+from tierwise.evaluation.collect import BLOCK, FIRST, TIMED, collect_outcomes
 from tierwise.evaluation.outcomes import COLUMNS, OUTCOMES, KnownTask, OutcomeStore, TierOutcome
 from tierwise.evaluation.own_prompts import read_prompts
 from tierwise.evaluation.suites import Suite, load_suite, own_suite
@@ -57,12 +58,13 @@ def suite(folder: Path, count: int = 20, *, expected: bool = True) -> Suite:
 
 def test_every_tier_answers_every_task_once(family: Family, tmp_path: Path) -> None:
     tasks = suite(tmp_path)
-    said: list[str] = []
+    shares: list[float] = []
     with OutcomeStore(family.folder / OUTCOMES) as store, Pool(family) as pool:
         left = collect_outcomes(
-            family, [tasks], store, pool=pool, progress=lambda text, _: said.append(text)
+            family, [tasks], store, pool=pool, progress=lambda _, share: shares.append(share)
         )
-        assert left == 0 and len(said) == 4  # two blocks, two tiers
+        assert left == 0 and len(shares) == 40  # with every reply
+        assert shares == sorted(shares) and shares[0] < 0.1 and shares[-1] == 1.0
         found = list(store.outcomes())
         assert len(found) == 40 and len(store.tasks()) == 20
         right = {
@@ -76,7 +78,6 @@ def test_every_tier_answers_every_task_once(family: Family, tmp_path: Path) -> N
         task = store.tasks()[0]
         assert call_from_json(task.call) in [one.call for one in tasks.tasks]
         assert {one.group for one in store.tasks()} == {f"g{number}" for number in range(5)}
-        said.clear()
         assert collect_outcomes(family, [tasks], store, pool=pool, progress=fail) == 0
 
 
@@ -89,16 +90,32 @@ def test_a_run_that_has_no_time_goes_on_later(family: Family, tmp_path: Path) ->
     with OutcomeStore(family.folder / OUTCOMES) as store, Pool(family) as pool:
         assert collect_outcomes(family, [tasks], store, pool=pool, minutes=1e-9) == 20
         assert not list(store.outcomes())
-        killed = RuntimeError("killed")
+        replies = 0
 
-        def die(_text: str, _share: float) -> None:
-            raise killed
+        def stop(_text: str, _share: float) -> None:
+            nonlocal replies
+            replies += 1
+            if replies == BLOCK + 5:
+                raise KeyboardInterrupt
 
-        with pytest.raises(RuntimeError, match="killed"):
-            collect_outcomes(family, [tasks], store, pool=pool, progress=die)
-        assert len(list(store.outcomes())) == BLOCK
+        with pytest.raises(KeyboardInterrupt):
+            collect_outcomes(family, [tasks], store, pool=pool, progress=stop)
+        assert len(list(store.outcomes())) == BLOCK + 5, "all that was answered"
         assert collect_outcomes(family, [tasks], store, pool=pool) == 0
         assert len(list(store.outcomes())) == 40
+
+
+def test_limited_time_is_not_overrun_by_whole_blocks(family: Family, tmp_path: Path) -> None:
+    """After a few tasks it is known how many may follow; all tiers answer the same ones."""
+    tasks = suite(tmp_path)
+    with OutcomeStore(family.folder / OUTCOMES) as store, Pool(family) as pool:
+
+        def slow(_text: str, _share: float) -> None:
+            time.sleep(0.05)
+
+        left = collect_outcomes(family, [tasks], store, pool=pool, minutes=0.8 / 60, progress=slow)
+        small, large = (store.known(tasks.name, tier.sha256) for tier in family.tiers)
+        assert small == large and FIRST <= len(small) < BLOCK and left == 20 - len(small)
 
 
 @pytest.mark.parametrize("names", [("small", "large"), ("large", "small")])
