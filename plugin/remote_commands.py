@@ -66,7 +66,12 @@ def connect(
             context_tokens=context_tokens,
             success=success,
         )
-        with_it(Family.load(folder))  # whether it can be, before anybody is asked
+        family = Family.load(folder)
+        if name in [tier.name for tier in family.tiers]:
+            raise ConfigError(
+                f"the family has a tier {name!r} of its own; give the remote one another name"
+            )
+        with_it(family)  # whether it can be, before anybody is asked
     except ValidationError as error:
         raise ConfigError(first_problem(error, "remote tier")) from error
     allow(remote)

@@ -42,6 +42,8 @@ class Forecast:
     """The same if it is unloaded meanwhile: for loading it, and reading all."""
     crowds: bool = False
     """Whether others must be unloaded to make room for it."""
+    remote: bool = False
+    """Whether the tier is on another machine."""
 
     @property
     def within_reach(self) -> bool:

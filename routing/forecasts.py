@@ -145,6 +145,7 @@ class Forecaster:
             cold=False,
             feasible=not verdict,
             verdict=verdict,
+            remote=True,
         )
         return self._within_limits(forecast)
 

@@ -45,6 +45,9 @@ def feasible_first(
     success less what its seconds, memory and joules cost. Without prices it is the quickest, or
     on scarce power the one of the fewest seconds and joules.
 
+    Tiers on other machines are asked where none of this one is above the floor: calls stay here
+    as long as they can.
+
     Going to another tier has its price in that tier's forecast already: it must be loaded if it
     is cold, and must read what of the conversation it has not cached. Coming back has one too,
     which is in no forecast of this call: the tier that is left must then read what was said
@@ -67,6 +70,8 @@ def feasible_first(
     best = max(f.success for f in forecasts)
     floor = budget.quality * best
     good = [f for f in feasible if f.success >= floor - 1e-9]
+    if budget.guarantee is None:  # a promise was tested on the cheapest, wherever it is
+        good = [f for f in good if not f.remote] or good
     if not good:
         chosen = max(feasible, key=lambda f: (f.success, -prices.cost(f)))
         reason = (
@@ -134,6 +139,8 @@ def _judge(forecast: Forecast, chosen: Forecast, floor: float, prices: Prices) -
         verdict = "chosen"
     elif forecast.success < floor - 1e-9:
         verdict = f"below the quality floor of {floor:.0%}"
+    elif forecast.remote and not chosen.remote:
+        verdict = f"on another machine, and {chosen.tier} will do"
     elif prices.success:
         worth = prices.value(forecast) - prices.value(chosen)
         verdict = f"worth {abs(worth):.3f} {'more' if worth > 0 else 'less'} than {chosen.tier}"

@@ -95,9 +95,11 @@ class SuccessModel:
         """Success of every tier (in order of quality) at each grade."""
         out: dict[str, tuple[float, ...]] = {}
         for grade, at in GRADE_AT.items():
-            reference, _ = _measured(best, grade)
+            reference, tasks = _measured(best, grade)
             if reference is None:
                 reference = 0.5
+            elif reference == 0.0:  # else nothing would be left of what tells the tiers apart
+                reference = 0.5 / (tasks + 1)  # Krichevsky and Trofimov, IEEE IT 27, 1981
             means, weights = [], []
             for tier in self._tiers:
                 further = self._distances[tier.name] - self._distances[best.name]

@@ -89,18 +89,19 @@ class RemoteClient:
         hint: tuple[int, ...] = (),
         until: float | None = None,
     ) -> RemoteReply:
-        """Starts answering when it is read. ``prompt`` and ``hint`` are of no use here: the server
-        has its own template and vocabulary. From ``until`` on (of ``time.monotonic()``) no more
-        is read; a tool call that was not finished by then is lost.
+        """Starts answering when it is read. ``hint`` is of no use here, as the server has its own
+        template and vocabulary; ``prompt`` is counted where the server does not say what it read.
+        From ``until`` on (of ``time.monotonic()``) no more is read; a tool call that was not
+        finished by then is lost.
 
         Raises:
             MissingExtraError: langchain-openai is not installed.
             RemoteError: The environment variable of the key is not set, or nobody has connected
                 the tier on this machine.
         """
-        del prompt, hint
+        del hint
         key_of(self.tier)
-        return RemoteReply(self, call, until)
+        return RemoteReply(self, call, until, prompt_tokens=len(prompt or ()))
 
     def model(self, call: Call) -> Any:
         """langchain-openai's model for a call, over connections that all calls share.
@@ -185,8 +186,16 @@ class RemoteLease:
 class RemoteReply:
     """A reply as it comes, in the form of `ReplyStream`."""
 
-    def __init__(self, client: RemoteClient, call: Call, until: float | None = None) -> None:
+    def __init__(
+        self,
+        client: RemoteClient,
+        call: Call,
+        until: float | None = None,
+        *,
+        prompt_tokens: int = 0,
+    ) -> None:
         self._client, self._call, self._until = client, call, until
+        self._prompt_tokens, self._parts = prompt_tokens, 0
         self._cut = False
         self._messages = [as_protocol(message) for message in call.messages]
         self._began = time.perf_counter()
@@ -276,6 +285,7 @@ class RemoteReply:
         if self._first_s is None:
             self._first_s = time.perf_counter() - self._began
         self._whole = chunk if self._whole is None else self._whole + chunk
+        self._parts += bool(chunk.content or chunk.tool_call_chunks)
         text = _text(chunk)
         return Piece(text, reasoning=False) if text else None
 
@@ -302,9 +312,10 @@ class RemoteReply:
             tool_calls=calls,
             finish_reason="tool_calls" if calls else "length" if reason == "length" else "stop",
             usage=Usage(
-                prompt_tokens=usage.get("input_tokens", 0),
+                # Servers that do not count send a token at a time.
+                prompt_tokens=usage.get("input_tokens") or self._prompt_tokens,
                 cached_tokens=details.get("cache_read") or 0,
-                completion_tokens=usage.get("output_tokens", 0),
+                completion_tokens=usage.get("output_tokens") or self._parts,
                 prefill_s=first,
                 decode_s=time.perf_counter() - self._began - first,
             ),
@@ -358,6 +369,10 @@ def _told(error: Exception) -> str:
     if status == 429:
         return "it has too many requests (429)"
     text = " ".join(str(error).split())[:200] or type(error).__name__
+    if status == 404:
+        text = f"{text}; check the URL (it often ends in /v1) and the model's name"
+    elif "onnection error" in text:
+        text = f"{text} Does the server run, and at this address?"
     return f"{text} ({status})" if status else text
 
 

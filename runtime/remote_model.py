@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from typing import Any
+from urllib.parse import urlsplit
 
 from tierwise.runtime.chat import Call, Message
 from tierwise.runtime.consent import refusal
@@ -37,6 +38,15 @@ def key_of(tier: RemoteTier) -> str:
     return key
 
 
+def _limit(tier: RemoteTier, tokens: int | None) -> dict[str, Any]:
+    """The longest reply, in the word that the server knows: OpenAI's own models refuse the old one,
+    and many other servers do not read the new one."""
+    host = urlsplit(tier.url).hostname or ""
+    if tokens is None or host.endswith((".openai.com", ".azure.com")):
+        return {"max_completion_tokens": tokens}
+    return {"extra_body": {"max_tokens": tokens}}
+
+
 def model_of(tier: RemoteTier, call: Call, http: Any, async_http: Any) -> Any:
     """The model with the call's options and tools, over these connections."""
     from langchain_openai import ChatOpenAI
@@ -54,7 +64,7 @@ def model_of(tier: RemoteTier, call: Call, http: Any, async_http: Any) -> Any:
         temperature=call.sampling.temperature,
         top_p=call.sampling.top_p if call.sampling.temperature else None,
         seed=call.sampling.seed,
-        max_completion_tokens=call.max_tokens,
+        **_limit(tier, call.max_tokens),
         stop_sequences=list(call.stop) or None,
     )
     if call.usable_tools:

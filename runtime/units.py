@@ -40,4 +40,6 @@ def first_problem(error: ValidationError, what: str) -> str:
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"]))
     reason = first["msg"].removeprefix("Value error, ")
-    return f"{what} {where!r} cannot be {first['input']!r}: {reason}"
+    return (
+        f"{what} {where!r} cannot be {first['input']!r}: {reason}" if where else f"{what}: {reason}"
+    )

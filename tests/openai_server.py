@@ -21,6 +21,7 @@ class OpenAIServer(ThreadingHTTPServer):
         throttled: So many further requests get 429, whatever the mode.
         retry_after: What the server then asks for.
         knows: Replies by a text that the last message contains; a reply of None is a bad call.
+        counts: Whether it tells of tokens at the end.
         pause_s: Between two parts of a reply.
         most_at_once: Requests that were in progress at the same time.
         asked: Every request's body.
@@ -37,6 +38,7 @@ class OpenAIServer(ThreadingHTTPServer):
         self.call: tuple[str, str] | None = None
         self.throttled = 0
         self.pause_s = 0.005
+        self.counts = True
         self.retry_after = "30"
         self.knows: dict[str, str | None] = {}
         self.most_at_once = self.at_once = 0
@@ -82,6 +84,8 @@ class _Handler(BaseHTTPRequestHandler):
             server.over.wait(20)
             return
         status = {"throttle": 429, "broken": 500, "refuse": 400}.get(server.mode)
+        if not self.path.startswith("/v1/"):
+            status = 404
         if status or throttled:
             self._refuse(429 if throttled else status)
             return
@@ -138,6 +142,9 @@ class _Handler(BaseHTTPRequestHandler):
             for number, word in enumerate(words.split(" ")):
                 yield chunk({"content": word if not number else f" {word}"})
             yield chunk({}, "stop")
+        if not server.counts:
+            yield "[DONE]"
+            return
         usage = {"prompt_tokens": 11, "completion_tokens": 3, "total_tokens": 14}
         last = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": model}
         yield json.dumps({**last, "choices": [], "usage": usage})

@@ -91,7 +91,7 @@ def test_remote_tiers_are_asked_when_that_is_wanted(
     assert found["tiers"] == ["local", "far"] and found["notes"] == []
     assert found["means"] == pytest.approx([3 / 6, 5 / 6])
     assert len(server.asked) == 18
-    assert {asked["max_completion_tokens"] for asked in server.asked} == {512}
+    assert {asked["max_tokens"] for asked in server.asked} == {512}
     # Nothing is asked twice, and what is known counts without asking, too.
     again, said = run(folder, "--data", prompts, "--remotes")
     assert again == found and "far (m at" in said and ": 0 calls" in said

@@ -65,7 +65,7 @@ def test_what_cannot_be_connected(folder: Path, server: OpenAIServer) -> None:
     asked = ("--url", server.url, "--model", "m")
     assert "500" in run("connect", folder, "far", *asked, code=2)
     unchecked = (*asked, "--no-check")
-    assert "must differ" in run("connect", folder, "local", *unchecked, code=2)
+    assert "give the remote one another name" in run("connect", folder, "local", *unchecked, code=2)
     assert "url" in run(
         "connect", folder, "far", "--url", "file:///etc", "--model", "m", "--no-check", code=2
     )

@@ -28,6 +28,7 @@ from tierwise.runtime.consent import allow
 from tierwise.runtime.errors import CallTimeoutError, NoFeasibleTierError, RemoteError
 from tierwise.runtime.family import Family
 from tierwise.runtime.pool import Pool
+from tierwise.runtime.remote_model import model_of
 from tierwise.runtime.remote_tier import RemoteTier
 
 CALL = Call((Message("user", "Tell me of the banana"),), max_tokens=20)
@@ -87,7 +88,8 @@ def test_text_comes_as_it_is_written(routers: Any, server: OpenAIServer) -> None
     assert (usage.prompt_tokens, usage.completion_tokens) == (11, 3)
     assert usage.prefill_s > 0 and usage.decode_s > 0
     asked = server.asked[0]
-    assert asked["model"] == "great-model" and asked["max_completion_tokens"] == 20
+    assert asked["model"] == "great-model" and asked["max_tokens"] == 20
+    assert "max_completion_tokens" not in asked  # which many servers do not read
     assert asked["messages"] == [{"role": "user", "content": "Tell me of the banana"}]
 
 
@@ -226,6 +228,51 @@ def test_what_a_family_brings_along_is_not_believed(
     again = routers(server.url, Budget(quality=1.0), success=1.0, api_key_env="CLOUD_SECRET")
     assert answer(again, CALL).final.decision.tier == "far"
     assert server.keys == ["Bearer sesame"]
+
+
+def test_calls_stay_here_as_long_as_a_tier_here_will_do(routers: Any, server: OpenAIServer) -> None:
+    """However much quicker the server may be."""
+    router = routers(server.url, Budget(quality=0.5), success=0.9)
+    far = router.cost.profiles["far"]
+    quick = far.model_copy(update={"prefill_tokens_per_s": 1e6, "decode_tokens_per_s": 1e5})
+    router.cost.profiles = {**router.cost.profiles, "far": quick}
+    found = router.decide(CALL)
+    assert found.tier == "local" and found.forecasts[1].seconds < found.forecasts[0].seconds
+    assert found.forecasts[1].verdict == "on another machine, and local will do"
+    assert router.decide(CALL, budget=Budget(quality=0.99)).tier == "far"
+
+
+def test_what_a_server_does_not_count_is_counted_here(routers: Any, server: OpenAIServer) -> None:
+    server.counts = False
+    result = answer(routers(server.url), CALL, pin="far")
+    usage = result.reply.usage
+    assert (
+        usage.completion_tokens == 3 and usage.prompt_tokens == result.final.decision.prompt_tokens
+    )
+
+
+def test_the_word_for_the_longest_reply_is_the_server_s() -> None:
+    words = {
+        "https://api.openai.com/v1": {"max_completion_tokens": 20},
+        "https://me.openai.azure.com/v1": {"max_completion_tokens": 20},
+        "http://10.0.0.7:8080/v1": {"max_tokens": 20},
+        "https://openai.com.example/v1": {"max_tokens": 20},
+    }
+    for url, word in words.items():
+        tier = RemoteTier(name="far", url=url, model="m")
+        allow(tier)
+        payload = model_of(tier, CALL, None, None)._get_request_payload([("user", "hi")])
+        sent = {**payload, **payload.pop("extra_body", {})}
+        assert {key: sent[key] for key in sent if key.startswith("max")} == word
+
+
+def test_errors_of_servers_name_a_cure(routers: Any, server: OpenAIServer) -> None:
+    for url, cure in (
+        (server.url.removesuffix("/v1") + "/v2", r"check the URL \(it often ends in /v1\)"),
+        ("http://127.0.0.1:9/v1", "Does the server run"),
+    ):
+        with pytest.raises(RemoteError, match=cure):
+            answer(routers(url), CALL, pin="far")
 
 
 def test_after_its_break_it_is_asked_again(routers: Any, server: OpenAIServer) -> None:
