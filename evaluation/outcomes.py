@@ -8,6 +8,7 @@ changed has no outcomes.
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -170,9 +171,9 @@ class OutcomeStore:
             path: ``.csv``, or ``.parquet`` (needs pyarrow).
 
         Raises:
-            ConfigError: Another ending.
-            MissingExtraError: pyarrow is missing.
+            ConfigError, MissingExtraError: As of `check_export`.
         """
+        check_export(path)
         groups = {(task.suite, task.task): task.group for task in self.tasks()}
         rows = []
         for outcome in self.outcomes():
@@ -185,12 +186,8 @@ class OutcomeStore:
                 writer = csv.DictWriter(file, ["group", *COLUMNS])
                 writer.writeheader()
                 writer.writerows(rows)
-        elif path.suffix == ".parquet":
-            _write_parquet(rows, path)
         else:
-            raise ConfigError(
-                f"outcomes cannot be written to {str(path)!r}: name a .csv or a .parquet file"
-            )
+            _write_parquet(rows, path)
         return len(rows)
 
     def close(self) -> None:
@@ -243,16 +240,31 @@ def _told(error: sqlite3.DatabaseError, path: Path) -> CalibrationError | DiskFu
     )
 
 
-def _write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
-    try:
-        import pyarrow  # type: ignore[import-not-found,import-untyped,unused-ignore]
-        import pyarrow.parquet  # type: ignore[import-not-found,import-untyped,unused-ignore]
-    except ImportError as error:
+def check_export(path: Path) -> None:
+    """Whether outcomes can be written there, before anybody is asked for them.
+
+    Raises:
+        ConfigError: Another ending than ``.csv`` and ``.parquet``, or there is no such folder.
+        MissingExtraError: pyarrow is missing.
+    """
+    if path.suffix not in (".csv", ".parquet"):
+        raise ConfigError(
+            f"outcomes cannot be written to {str(path)!r}: name a .csv or a .parquet file"
+        )
+    if not path.parent.is_dir():
+        raise ConfigError(f"outcomes cannot be written to {str(path)!r}: there is no such folder")
+    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise MissingExtraError(
             "Parquet files are written with pyarrow, which is not installed: pip install pyarrow, "
             "or name a .csv file."
-        ) from error
+        )
+
+
+def _write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
+    import pyarrow  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    import pyarrow.parquet  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
 
 
-__all__ = ["COLUMNS", "OUTCOMES", "KnownTask", "OutcomeStore", "TierOutcome"]
+__all__ = ["COLUMNS", "OUTCOMES", "KnownTask", "OutcomeStore", "TierOutcome", "check_export"]

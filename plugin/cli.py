@@ -66,6 +66,7 @@ class _Commands(TyperGroup):
 
 
 def _complain(state: State, error: BaseException, message: str, prefix: str = "error: ") -> None:
+    message = " ".join(message.split())
     if state.debug:
         traceback.print_exception(error)
     if state.json:
@@ -288,7 +289,8 @@ def run(
 
     JSON: {"family", "replies": [{"prompt", "text", "finish_reason", "usage", "tier", "reason",
     "predicted_s", "actual_s", "total_s", "predicted_joules", "total_joules", "escalated",
-    "problem", "attempts", "decision"}]}.
+    "problem", "attempts", "decision"}]}; after a turn that cannot be answered no more is asked, and
+    the last entry is {"error": {"type", "message"}}.
     """
     from tierwise.plugin.terminal_chat import talk
 
@@ -315,6 +317,8 @@ def run(
     )
     if as_json:
         print_json({"family": str(folder), "replies": replies})
+    if any("error" in reply for reply in replies):
+        raise typer.Exit(ERROR_EXIT)
 
 
 for _command in (explain, calibrate, replay, learn, connect, disconnect):

@@ -159,6 +159,8 @@ def to_tool_choice(choice: Any, names: Sequence[str]) -> str:
     if choice is None or choice == "auto":
         return "auto"
     if choice is True or choice in ("any", "required"):
+        if not names:
+            raise ConfigError(f"tool_choice {choice!r} demands a call, and no tool is bound")
         return "any"
     if choice is False or choice == "none":
         return "none"

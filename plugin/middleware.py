@@ -73,10 +73,10 @@ class TierRoutingMiddleware(AgentMiddleware[Any, Any, Any]):
             "failures": failures,
         }
         for name, value in given.items():
-            if value is not None and value <= 0:
-                raise ConfigError(f"{name} must be above 0, got {value}")
-        if steps < 1:
-            raise ConfigError(f"steps must be at least 1, got {steps}")
+            if value is not None and not (isinstance(value, (int, float)) and value > 0):
+                raise ConfigError(f"{name} must be above 0, got {value!r}")
+        if not isinstance(steps, int) or steps < 1:
+            raise ConfigError(f"steps must be at least 1, got {steps!r}")
         self.seconds_per_run, self.joules_per_run = seconds_per_run, joules_per_run
         self.tokens_per_run, self.steps, self.failures = tokens_per_run, steps, failures
 

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from annotated_types import MinLen
-from pydantic import BaseModel, Field, SecretStr, TypeAdapter, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from tierwise.plugin.messages import to_budget, to_schema
 from tierwise.plugin.shared_router import (
@@ -45,7 +53,7 @@ class RoutedModel(BaseModel):
         stop: Texts that end the reply.
         seed: For temperatures above 0.
         logprobs: Report every token's logarithmic probability in the reply's metadata.
-        top_logprobs: With ``logprobs``, also so many likely alternatives to each token.
+        top_logprobs: Also report so many likely alternatives to each token.
         overflow: What happens to a conversation that is longer than the context: "error", or
             "trim" to leave out turns from its middle.
         timeout: Seconds for one call, escalations included.
@@ -97,6 +105,12 @@ class RoutedModel(BaseModel):
         if isinstance(value, Family):
             return str(value.folder)
         return str(value) if isinstance(value, Path) else value
+
+    @model_validator(mode="after")
+    def _text_has_a_log(self) -> Self:
+        if self.log_text and self.decision_log is None:
+            raise ValueError("log_text=True has no file to log to; give decision_log=FILE")
+        return self
 
     # Router
 
@@ -171,13 +185,15 @@ class RoutedModel(BaseModel):
         budget = to_budget(options.pop("budget", None) or self.budget)
         pin = options.pop("model", None) or self.tier_name
         top = self._option(options, "top_logprobs") or 0
+        told = options.get("logprobs") is not False and bool(top)
+        told = self._option(options, "logprobs") or told
         sampling = Sampling(
             temperature=self._option(options, "temperature"),
             top_k=self._option(options, "top_k"),
             top_p=self._option(options, "top_p"),
             min_p=self._option(options, "min_p"),
             seed=self._option(options, "seed"),
-            logprobs=top if self._option(options, "logprobs") else None,
+            logprobs=top if told else None,
         )
         call = Call(
             messages=messages,

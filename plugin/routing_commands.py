@@ -82,7 +82,12 @@ def calibrate(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="JSONL of your own prompts, with what is right."),
+        typer.Option(
+            metavar="FILE",
+            help="JSONL of your own prompts, with what is right: `prompt` or `messages`, "
+            "`expected`, `check` (exact, contains, number, regex, json, calls or reference), "
+            "`group`, `tools`. A text is compared exactly if no check is given.",
+        ),
     ] = None,
     remotes: Annotated[
         bool,
@@ -111,7 +116,7 @@ def calibrate(
     "n", "met", "reason"}], "unasked", "notes", "report"}.
     """
     ctx.obj.when_stopped = "stopped; what was asked is kept, and the same command goes on"
-    from tierwise.evaluation.outcomes import OUTCOMES, OutcomeStore
+    from tierwise.evaluation.outcomes import OUTCOMES, OutcomeStore, check_export
     from tierwise.evaluation.suites import load_suite, own_suite
     from tierwise.plugin.calibration_report import write_calibration_report
     from tierwise.plugin.calibration_text import calibration_text, mean_prices
@@ -121,6 +126,8 @@ def calibrate(
     from tierwise.runtime.family import Family
 
     family = Family.load(folder)
+    if export is not None:
+        check_export(export)
     names = suite or ([] if data else ["tools"])
     suites = [load_suite(name, seed=seed) for name in names]
     suites += [own_suite(data, seed=seed)] if data else []

@@ -18,6 +18,7 @@ from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
+from tierwise.plugin.messages import to_schema
 from tierwise.runtime.errors import ConfigError
 
 StructuredMethod = Literal["json_schema", "function_calling", "json_mode"]
@@ -34,8 +35,12 @@ def structured(
         include_raw: Give a dictionary of raw message, parsed object and parsing error.
 
     Raises:
-        ConfigError: The method is unknown.
+        ConfigError: The method is unknown, or the schema none.
     """
+    if schema is None:
+        raise ConfigError(
+            "there is no schema; give a pydantic class, a TypedDict, or a JSON schema"
+        )
     is_class = isinstance(schema, type) and is_basemodel_subclass(schema)
     note = {"kwargs": {"method": method}, "schema": schema}
     parser: Runnable[Any, Any]
@@ -48,6 +53,7 @@ def structured(
             parser = JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
     elif method in ("json_schema", "json_mode"):
         shape = {"type": "json_object"} if method == "json_mode" else schema
+        to_schema(shape)  # raises what the first call would
         bound = model.bind(response_format=shape, ls_structured_output_format=note)
         parser = WholePydanticParser(pydantic_object=schema) if is_class else WholeJsonParser()
     else:

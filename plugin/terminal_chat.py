@@ -230,10 +230,12 @@ def talk(
         silent: Shows no replies and does not chat; summaries go to stderr all the same.
 
     Returns:
-        The replies as `answer_json` has them; none of a chat.
+        The replies as `answer_json` has them; none of a chat. With ``silent``, a later turn that
+        cannot be answered is the last, as ``{"error": {"type", "message"}}``.
 
     Raises:
-        TierwiseError: The family is not usable, or a turn cannot be answered.
+        TierwiseError: The family is not usable, or a turn cannot be answered (with ``silent``, the
+            first).
         KeyboardInterrupt: Where it is no chat, at once; in a chat as `chat` says.
     """
     family = Family.load(folder)
@@ -252,8 +254,15 @@ def talk(
         if not silent and sys.stdin.isatty() and sys.stdout.isatty():
             chat(conversation, console)
             return []
-        answered = answer_lines(conversation, sys.stdin, console, show)
-        return [answer_json(line, answer) for line, answer in answered]
+        replies: list[dict[str, Any]] = []
+        try:
+            for line, answer in answer_lines(conversation, sys.stdin, console, show):
+                replies.append(answer_json(line, answer))
+        except TierwiseError as error:
+            if not (silent and replies):
+                raise
+            replies.append({"error": {"type": type(error).__name__, "message": str(error)}})
+        return replies
 
 
 def _nowhere(text: str) -> None:

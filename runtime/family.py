@@ -32,6 +32,7 @@ from tierwise.runtime.files import FileHashes, write_atomically
 from tierwise.runtime.lineage import Lineage
 from tierwise.runtime.record import Record
 from tierwise.runtime.remote_tier import RemoteTier
+from tierwise.runtime.units import first_problem
 
 MANIFEST = "family.json"
 SCHEMA_VERSION = 2
@@ -266,8 +267,11 @@ class Family(Record):
             _check_version(text, manifest)
             family = cls.model_validate_json(text)
         except (ValidationError, UnicodeDecodeError) as error:
+            what = str(error)
+            if isinstance(error, ValidationError):
+                what = first_problem(error, "its part")
             raise FamilySchemaError(
-                f"{str(manifest)!r} is not a valid family: {error}. Rebuild the family, or restore "
+                f"{str(manifest)!r} is not a valid family: {what}. Rebuild the family, or restore "
                 "the file from a copy."
             ) from error
         family._folder = root

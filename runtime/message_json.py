@@ -207,7 +207,9 @@ def call_from_json(data: Any) -> Call:
     if entries is None and isinstance(data.get("prompt"), str):
         entries = [{"role": "user", "content": data["prompt"]}]
     if not isinstance(entries, list) or not entries:
-        raise ConfigError(f"there are no messages in it. Write it as {SHAPE}.")
+        raise ConfigError(
+            f'there are no messages in it. Write it as {SHAPE}, or as {{"prompt": "Hi"}}.'
+        )
     tools, schema = data.get("tools", []), data.get("response_schema")
     most, regex, choices = data.get("max_tokens"), data.get("regex"), data.get("choices") or []
     if not isinstance(tools, list):

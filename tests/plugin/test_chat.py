@@ -910,6 +910,18 @@ def test_logprobs(make: Make) -> None:
     whole = streamed(list(model.stream("umlauts")))
     assert len(whole.response_metadata["logprobs"]["content"]) == len(told)
     assert "logprobs" not in model.invoke("hi", logprobs=False).response_metadata
+    alone = make(top_logprobs=1).invoke("hi").response_metadata["logprobs"]["content"]
+    assert all(len(token["top_logprobs"]) == 1 for token in alone)
+
+
+def test_what_could_not_be_done_is_not_ignored(make: Make) -> None:
+    with pytest.raises(ValueError, match="log_text=True has no file to log to"):
+        make(log_text=True)
+    with pytest.raises(ConfigError, match="demands a call, and no tool is bound"):
+        make().bind_tools([], tool_choice="any")
+    for nothing in (None, list[int]):
+        with pytest.raises(ConfigError, match="schema"):
+            make().with_structured_output(nothing)
 
 
 def test_logprobs_of_one_call(make: Make) -> None:

@@ -393,6 +393,13 @@ def test_run_takes_the_type_of_keys_and_values(family: Path) -> None:
     assert "is not one of" in call("run", family, "--kv-type", "q4", code=2).stderr
 
 
+def test_replies_before_a_turn_that_cannot_be_are_kept(family: Path) -> None:
+    lines = f"hello\n{'word ' * 20_000}\nbye\n"
+    done = call_json("run", family, "--tier", "small", *SHORT, stdin=lines, code=2)
+    first, last = done["replies"]
+    assert first["text"] and last["error"]["type"] == "ContextOverflowError"
+
+
 def test_run_reads_a_conversation_from_stdin(family: Path) -> None:
     done = call_json("run", family, "--tier", "small", *SHORT, stdin="hello\n\nis Paris\n")
     assert done["family"] == str(family)

@@ -234,6 +234,7 @@ def test_models_of_others_are_left_alone() -> None:
         ({"tokens_per_run": 0}, "tokens_per_run must be above 0, got 0"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"failures": 0}, "failures must be above 0, got 0"),
+        ({"seconds_per_run": "x"}, "seconds_per_run must be above 0, got 'x'"),
     ],
 )
 def test_numbers_that_cannot_be(options: dict[str, Any], message: str) -> None:
