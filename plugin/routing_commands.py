@@ -108,7 +108,8 @@ def calibrate(
     """Learn from a family's own answers when its cheap tiers will do, and whether routing pays.
 
     Every tier answers every prompt; what is known is not asked again. From then on ChatTierwise
-    goes by what was learned, or by the best fixed tier, where routing is not shown to pay. Remote
+    goes by what was learned, or by what each tier is worth in general, where routing is not shown
+    to pay. Remote
     tiers, whose calls may cost money, are asked only with --remotes.
 
     JSON: {"tiers", "sha256", "estimator", "areas", "means", "usual", "verified", "floor", "suites",
