@@ -109,8 +109,7 @@ def calibrate(
 
     Every tier answers every prompt; what is known is not asked again. From then on ChatTierwise
     goes by what was learned, or by what each tier is worth in general, where routing is not shown
-    to pay. Remote
-    tiers, whose calls may cost money, are asked only with --remotes.
+    to pay. Remote tiers, whose calls may cost money, are asked only with --remotes.
 
     JSON: {"tiers", "sha256", "estimator", "areas", "means", "usual", "verified", "floor", "suites",
     "verdict", "reliability", "prices": [{"mean_quality", "per_second", "seconds", "right", "kept",
