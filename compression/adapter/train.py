@@ -289,7 +289,7 @@ def label_loss(model: Any, logits: Tensor, batch: Any) -> Tensor:
     Causal models predict the next token; without labels, of the text itself.
 
     Raises:
-        ConfigError: The batch has no labels.
+        ConfigError: The batch has no labels, or a causal model has others than of tokens.
     """
     labels = batch.get("labels")
     causal = bool(getattr(type(model), "__name__", "").endswith(("ForCausalLM", "LMHeadModel")))
@@ -302,6 +302,12 @@ def label_loss(model: Any, logits: Tensor, batch: Any) -> Tensor:
         )
     labels = labels.to(logits.device)
     if causal:
+        if labels.shape != logits.shape[:2]:
+            raise ConfigError(
+                f"{type(model).__name__} predicts words, so labels must be one for each token, "
+                f"{tuple(logits.shape[:2])}, not {tuple(labels.shape)}. Leave them out to learn "
+                "the text itself, or take a model that ends in a classifier."
+            )
         logits, labels = logits[:, :-1], labels[:, 1:]
     many = getattr(model.config, "problem_type", None) == "multi_label_classification"
     if logits.shape == labels.shape and (many or logits.shape[-1] > 1):  # several classes at once

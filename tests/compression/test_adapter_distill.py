@@ -86,6 +86,8 @@ def test_language_models_learn_where_there_is_text() -> None:
     expected = -own[range(4), short["input_ids"][0, 1:]].mean()
     found = label_loss(student, logits(student, short), short)
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    with pytest.raises(ConfigError, match=r"one for each token, \(1, 5\), not \(1,\)"):
+        label_loss(student, logits(student, short), {**short, "labels": torch.tensor([1])})
 
 
 def test_hidden_states_follow_the_layers_left(teacher: Any) -> None:
