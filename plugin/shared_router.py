@@ -94,24 +94,34 @@ def router_for(user: User) -> Router:
     if (router := opened_router(user)) is not None:
         return router
     enrol(user)
-    _close(_leave(id(user)))  # its settings were changed
+    found, left = _join(user)
+    _close(left)
+    with found.opening:
+        if found.router is None:
+            try:
+                found.router = _open(found.settings)
+            except BaseException:
+                _leave(id(user))
+                raise
+        return found.router
+
+
+def _join(user: User) -> tuple[_Shared, _Shared | None]:
+    """What the user shares from now on, and what it was the last one to use, to be closed."""
     settings = user.router_settings
     stamp = _stamp(settings.family)
     with _lock:
+        found = _by_user.get(id(user))
+        if found is not None and found.settings == settings:  # another thread opens it
+            return found, None
+        left = _leave(id(user))  # its settings were changed
         same = [s for s in _shared if s.settings == settings and s.stamp == stamp]
         found = same[0] if same else _Shared(settings, stamp)
         if not same:
             _shared.append(found)
         found.users.add(id(user))
         _by_user[id(user)] = found
-    with found.opening:
-        if found.router is None:
-            try:
-                found.router = _open(settings)
-            except BaseException:
-                _leave(id(user))
-                raise
-        return found.router
+        return found, left
 
 
 def opened_router(user: User) -> Router | None:

@@ -168,6 +168,14 @@ def test_what_is_let_go_is_forgotten(folder: Path) -> None:
     assert len(shared_router._shared) == before
 
 
+def test_many_threads_of_one_model_open_one_router(folder: Path) -> None:
+    with ChatTierwise(family=folder, threads=1) as model:
+        with ThreadPoolExecutor(8) as threads:
+            routers = [*threads.map(lambda _: model.router, range(8))]
+        assert {id(router) for router in routers} == {id(model.router)}
+    assert routers[0].pool._closed
+
+
 def test_many_threads_open_one_router(folder: Path) -> None:
     models = [ChatTierwise(family=folder, threads=1) for _ in range(8)]
     with ThreadPoolExecutor(8) as threads:
