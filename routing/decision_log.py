@@ -37,9 +37,6 @@ BUSY_S = 5.0
 
 SCHEMA_VERSION = 1
 
-_Row = tuple[str, tuple[Any, ...]]
-"""An SQL statement with its values."""
-
 _TABLES = """
 CREATE TABLE IF NOT EXISTS decisions (
     id TEXT PRIMARY KEY, at REAL NOT NULL, prompt_sha256 TEXT NOT NULL, tier TEXT NOT NULL,
@@ -103,7 +100,7 @@ class DecisionLog:
             if self.text
             else [None, None]
         )
-        self._put(
+        self._writer.put(
             "INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?, ?, ?, ?, NULL)",
             (
                 answer.id,
@@ -117,7 +114,7 @@ class DecisionLog:
 
     def feedback(self, row_id: str, ok: bool) -> None:
         """Whether the reply was right. Never waits or raises."""
-        self._put("UPDATE decisions SET feedback = ? WHERE id = ?", (int(ok), row_id))
+        self._writer.put("UPDATE decisions SET feedback = ? WHERE id = ?", (int(ok), row_id))
 
     def close(self) -> None:
         """Writes what waits. Safe to call twice."""
@@ -130,9 +127,6 @@ class DecisionLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _put(self, statement: str, values: tuple[Any, ...]) -> None:
-        self._writer.put((statement, values))
-
 
 class _Writer:
     """The thread that writes, which does not hold the log that it writes for."""
@@ -140,18 +134,19 @@ class _Writer:
     def __init__(self, path: Path) -> None:
         self.dropped = 0
         self._path = path
-        self._queue: queue.SimpleQueue[_Row | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
+        self._queue: queue.SimpleQueue[tuple[str, tuple[Any, ...]] | None] = queue.SimpleQueue()
+        # A log may be let go at any allocation, so also in a thread that holds it.
+        self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._over = False
 
-    def put(self, row: _Row) -> None:
+    def put(self, statement: str, values: tuple[Any, ...]) -> None:
         with self._lock:
             if self._over or self._queue.qsize() >= MOST_WAITING:
                 slow = "rows come faster than they can be written"
                 self.drop(1, "the log was closed" if self._over else slow)
                 return
-            self._queue.put(row)
+            self._queue.put((statement, values))
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._write, name="tierwise-decision-log", daemon=True

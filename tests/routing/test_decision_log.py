@@ -160,6 +160,22 @@ def test_a_log_that_is_let_go_leaves_no_thread(tmp_path: Path) -> None:
     assert len(list(read_log(tmp_path / "log"))) == 1
 
 
+def test_a_log_may_be_let_go_in_the_middle_of_its_writer(tmp_path: Path) -> None:
+    """Garbage is collected at any allocation, so also while this very thread holds the lock."""
+
+    def within() -> None:
+        log = DecisionLog(tmp_path / "log")
+        log.add(CALL, answered())
+        with log._writer._lock:
+            del log
+            gc.collect()
+
+    thread = threading.Thread(target=within, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
+
+
 def test_names_of_files_are_no_addresses(tmp_path: Path) -> None:
     with DecisionLog(tmp_path / "run#1?.sqlite") as log:
         log.add(CALL, answered())
