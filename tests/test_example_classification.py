@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import random
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from example_process import output_of
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "05_text_classification.py"
 HEADER = "Category\tText\nd\tstring\nclass\t\n"
@@ -51,16 +49,7 @@ def data(tmp_path: Path, example: ModuleType) -> Path:
 
 
 def run(*arguments: str, cwd: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLE), *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        encoding="utf-8",
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return output_of(EXAMPLE, *arguments, cwd=cwd, timeout=500)
 
 
 @pytest.mark.slow

@@ -7,8 +7,6 @@ import json
 import os
 import py_compile
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +15,7 @@ from types import ModuleType
 
 import pytest
 from calibration_factory import by_kind, calibrated
+from example_process import output_of
 from family_factory import TierSpec, make_family
 from langchain_core.tools import BaseTool
 from tiny_models import CHATML, write_scripted_gguf
@@ -53,16 +52,7 @@ def one_core() -> Iterator[None]:
 def run(name: str, *arguments: str, cwd: Path) -> str:
     """What an example prints; it must succeed."""
     with one_core():
-        done = subprocess.run(
-            [sys.executable, str(EXAMPLES / name), *arguments],
-            cwd=cwd,
-            env={**os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONDONTWRITEBYTECODE": "1"},
-            capture_output=True,
-            encoding="utf-8",
-            timeout=300,
-        )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+        return output_of(EXAMPLES / name, *arguments, cwd=cwd, timeout=300)
 
 
 # --- the scripts ------------------------------------------------------------------------
