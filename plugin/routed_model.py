@@ -185,8 +185,8 @@ class RoutedModel(BaseModel):
         budget = to_budget(options.pop("budget", None) or self.budget)
         pin = options.pop("model", None) or self.tier_name
         top = self._option(options, "top_logprobs") or 0
-        told = options.get("logprobs") is not False and bool(top)
-        told = self._option(options, "logprobs") or told
+        refused = options.get("logprobs") is False
+        told = self._option(options, "logprobs") or (top and not refused)
         sampling = Sampling(
             temperature=self._option(options, "temperature"),
             top_k=self._option(options, "top_k"),

@@ -96,9 +96,14 @@ class Calibration:
             prompt: Its tokens; of several kinds of prompts, the shortest.
         """
         if not self.verdict.route:
-            return dict(zip(self.tiers, self.usual.tolist(), strict=True))
+            return self.usual_by_tier
         row = self.chances(call_features(call, prompt)[None])[0]
         return dict(zip(self.tiers, row.tolist(), strict=True))
+
+    @property
+    def usual_by_tier(self) -> dict[str, float]:
+        """`usual` by tier name."""
+        return dict(zip(self.tiers, self.usual.tolist(), strict=True))
 
     def after(
         self, tier: str, chance: float, margins: Sequence[float], *, problem: bool = False
@@ -137,7 +142,7 @@ class Calibration:
     def ordered(self, tiers: Sequence[Member]) -> tuple[Member, ...]:
         """Tiers from the worst to the best by their outcomes; those that have none keep their
         place among the others."""
-        known = dict(zip(self.tiers, self.usual.tolist(), strict=True))
+        known = self.usual_by_tier
         ranked = iter(sorted((t for t in tiers if t.name in known), key=lambda t: known[t.name]))
         return tuple(next(ranked) if tier.name in known else tier for tier in tiers)
 

@@ -62,9 +62,8 @@ class Chances:
     def usual(self, difficulty: float) -> dict[str, float]:
         """Of calls of which nothing else is known, by name of the tiers that are calibrated, built
         or made of these."""
-        known = self._calibration
-        means = {} if known is None else dict(zip(known.tiers, known.usual.tolist(), strict=True))
-        return self._with_the_others(means, difficulty)
+        known = {} if self._calibration is None else self._calibration.usual_by_tier
+        return self._with_the_others(known, difficulty)
 
     def _with_the_others(self, known: dict[str, float], difficulty: float) -> dict[str, float]:
         """Adds tiers that only the build measured, and variants."""

@@ -113,8 +113,10 @@ class ChatTemplate:
         if self._tried([_HELLO]) is None:
             self._no_tools = []
         grown = self._tried([_SYSTEM, _HELLO, Message("assistant", "Hi."), Message("user", "Bye")])
-        at = [(grown or "").find(text) for text in (_SYSTEM.content, _HELLO.content, "Bye")]
-        self._has_system = 0 <= at[0] < min(at[1] if at[1] >= 0 else at[2], at[2])
+        places = [(grown or "").find(text) for text in (_SYSTEM.content, _HELLO.content, "Bye")]
+        system, *turns = places
+        first = min((place for place in turns if place >= 0), default=-1)  # earlier ones may go
+        self._has_system = 0 <= system < first
         self.tool_format = self._find_format()
         self.thinking = self._find_thinking(source)
         think_tags = () if self.thinking == "no" else THINK_TAGS

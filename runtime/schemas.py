@@ -19,6 +19,10 @@ _JSON_STYLE = {
     "coerce_one_of": True,  # pydantic writes tagged unions so
 }
 
+_NAMED = ("properties", "patternProperties", "$defs", "definitions")
+_PARTS = {*_NAMED, "required", "items", "prefixItems", "additionalProperties"}
+_PARTS |= {"allOf", "anyOf", "oneOf"}
+
 
 def json_rule(owner: str, schema: JSONObject) -> str:
     rule = {**closed(schema), "x-guidance": _JSON_STYLE}
@@ -52,11 +56,6 @@ def without_nulls(schema: JSONObject) -> JSONObject:
             value = _without_nulls(value)
         out[key] = value
     return out
-
-
-_NAMED = ("properties", "patternProperties", "$defs", "definitions")
-_PARTS = {*_NAMED, "required", "items", "prefixItems", "additionalProperties"}
-_PARTS |= {"allOf", "anyOf", "oneOf"}
 
 
 def _without_nulls(part: Any) -> Any:
@@ -93,7 +92,7 @@ def _closed(schema: Any) -> Any:
     for key, value in schema.items():
         if key in ("enum", "const", "default", "examples"):  # values, not schemas
             out[key] = value
-        elif key in ("properties", "patternProperties", "$defs", "definitions"):
+        elif key in _NAMED:
             items = value.items() if isinstance(value, Mapping) else ()
             out[key] = {name: _closed(one) for name, one in items} or value
         else:
