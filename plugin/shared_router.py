@@ -94,16 +94,19 @@ def router_for(user: User) -> Router:
     if (router := opened_router(user)) is not None:
         return router
     enrol(user)
-    found, left = _join(user)
-    _close(left)
-    with found.opening:
-        if found.router is None:
-            try:
-                found.router = _open(found.settings)
-            except BaseException:
-                _leave(id(user))
-                raise
-        return found.router
+    while True:
+        found, left = _join(user)
+        _close(left)
+        with found.opening:
+            if _by_user.get(id(user)) is not found:
+                continue  # another thread could not open it, and nobody would know of it
+            if found.router is None:
+                try:
+                    found.router = _open(found.settings)
+                except BaseException:
+                    _leave(id(user))
+                    raise
+            return found.router
 
 
 def _join(user: User) -> tuple[_Shared, _Shared | None]:

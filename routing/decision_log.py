@@ -35,7 +35,8 @@ MOST_WAITING = 4096
 BUSY_S = 5.0
 """How long to wait for a file that another process writes."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Goes up whenever what a row holds has another shape."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS decisions (
@@ -216,6 +217,7 @@ def read_log(path: Path) -> Iterator[Logged]:
     try:
         uri = f"{path.resolve().as_uri()}?mode=ro"
         with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_S)) as db:
+            _check_version(db)
             rows = db.execute(
                 "SELECT id, at, prompt_sha256, tier, answer, call, reply, feedback FROM decisions "
                 "ORDER BY at, id"
@@ -233,14 +235,15 @@ def read_log(path: Path) -> Iterator[Logged]:
                 )
     except sqlite3.DatabaseError as error:
         raise ConfigError(
-            f"{str(path)!r} is no decision log ({error}). Name the file that was given as "
-            "decision_log."
+            f"{str(path)!r} is no decision log that can be read ({error}). Name the file that was "
+            "given as decision_log."
         ) from error
 
 
 def _opened(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=BUSY_S)
     try:
+        _check_version(db)
         db.execute("PRAGMA journal_mode=WAL")
         db.executescript(_TABLES)
         db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
@@ -248,3 +251,13 @@ def _opened(path: Path) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def _check_version(db: sqlite3.Connection) -> None:
+    """Raises DatabaseError where another version of Tierwise wrote a file."""
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version not in (0, SCHEMA_VERSION):  # 0 is a new file
+        raise sqlite3.DatabaseError(
+            f"its rows are of version {version}, and this Tierwise writes and reads version "
+            f"{SCHEMA_VERSION}; name a new file to go on logging"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -174,6 +175,21 @@ def test_many_threads_of_one_model_open_one_router(folder: Path) -> None:
             routers = [*threads.map(lambda _: model.router, range(8))]
         assert {id(router) for router in routers} == {id(model.router)}
     assert routers[0].pool._closed
+
+
+def test_a_router_is_kept_though_another_thread_could_not_open_one(folder: Path) -> None:
+    """That thread was first, and the next one waited for it."""
+    with ChatTierwise(family=folder, threads=1) as model:
+        shared_router.enrol(model)
+        shared, _ = shared_router._join(model)
+        with ThreadPoolExecutor(1) as threads:
+            with shared.opening:
+                waits = threads.submit(lambda: model.router)
+                time.sleep(0.1)  # it works without, but then nobody waited
+                shared_router._leave(id(model))
+            router = waits.result()
+        assert shared_router.opened_router(model) is router
+    assert router.pool._closed
 
 
 def test_many_threads_open_one_router(folder: Path) -> None:

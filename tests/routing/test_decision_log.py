@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import uuid
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,6 +74,21 @@ def test_text_is_kept_where_it_is_asked_for(tmp_path: Path) -> None:
         log.add(CALL, answered())
     (row,) = read_log(tmp_path / "log")
     assert row.call == call_to_json(CALL) and row.reply == reply_to_json(Reply("also secret"))
+
+
+def test_a_log_of_another_version_is_left_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "log"
+    with DecisionLog(path) as log:
+        log.add(CALL, answered())
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA user_version=1")
+    with DecisionLog(path) as log:
+        log.add(CALL, answered())
+    assert log.dropped == 1 and "of version 1" in caplog.text and "a new file" in caplog.text
+    with pytest.raises(ConfigError, match="of version 1, and this Tierwise"):
+        list(read_log(path))
 
 
 def test_many_threads_write(tmp_path: Path) -> None:
