@@ -7,9 +7,13 @@ the chat template and the grammar are made from them.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+_BEGUN = re.compile(r"\A\s*\{|<\|?tool_call\b|\[TOOL_CALLS\]")
+"""How calls begin: in bare JSON at the start of a reply, with a tag wherever that stands."""
 
 Role = Literal["system", "user", "assistant", "tool"]
 JSONObject = Mapping[str, Any]
@@ -206,7 +210,7 @@ class Reply:
     @property
     def begins_a_call(self) -> bool:
         """Whether the text is a tool call that was cut off, or that cannot be read."""
-        return not self.tool_calls and self.text.lstrip().startswith(("{", "<tool_call"))
+        return not self.tool_calls and bool(_BEGUN.search(self.text))
 
     @property
     def confidence(self) -> float:

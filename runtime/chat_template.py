@@ -22,6 +22,7 @@ from tierwise.runtime.latest import Latest
 from tierwise.runtime.llama import Model
 from tierwise.runtime.template_messages import (
     alternating,
+    arguments_as_text,
     as_openai,
     calls_as_text,
     short_ids,
@@ -182,6 +183,8 @@ class ChatTemplate:
             return messages
         if tool_format is PHI:
             return [calls_as_text(message, tool_format) for message in messages]
+        if tool_format.tagged:
+            return arguments_as_text(messages)
         if not tool_format.many:
             messages = single_calls(messages)
         return short_ids(messages) if tool_format in MISTRAL_FORMATS else messages

@@ -10,8 +10,6 @@ everything but the values is forced.
 from __future__ import annotations
 
 import ctypes
-import json
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -23,8 +21,10 @@ import llguidance
 
 from tierwise.runtime.chat import Call
 from tierwise.runtime.errors import ConfigError, EngineClosedError, ToolSchemaError
+from tierwise.runtime.lark import literal, pattern, within_slashes
 from tierwise.runtime.llama import Model
 from tierwise.runtime.schemas import check_schema, json_rule, object_schema
+from tierwise.runtime.tagged_grammar import tagged_rules
 from tierwise.runtime.tool_format import Thinking, ToolFormat
 
 _ID = "/[a-zA-Z0-9]{9}/"
@@ -94,28 +94,28 @@ def _text_or_calls(
     no_text = ["<think>"] if thinking == "may" else []
     if trigger:
         begin = _beginning(tool_format).removeprefix(trigger)
-        words = f"words[lazy]: TEXT {_literal(trigger)}"
+        words = f"words[lazy]: TEXT {literal(trigger)}"
         rules = [*_calls(call, tool_format, begin), words, _text(no_text)]
         return "TEXT | words calls", rules
     no_text += ["{", lead] if lead else ["{"]
     rules = [*_calls(call, tool_format, _beginning(tool_format)), _text(no_text)]
-    leads = f"({_literal(lead)})? " if lead else ""
+    leads = f"({literal(lead)})? " if lead else ""
     return f"TEXT | {_SPACE}? {leads}calls", rules
 
 
 def _text(beginnings: Iterable[str]) -> str:
     """The lexeme of any text, save those that begin so (white space before it or not)."""
-    but = "".join(rf" & ~/(?s:[ \t\r\n]*{_pattern(start)}.*)/" for start in beginnings)
+    but = "".join(rf" & ~/(?s:[ \t\r\n]*{pattern(start)}.*)/" for start in beginnings)
     return f"TEXT: /(?s:.*)/{but}"
 
 
 def _calls(call: Call, tool_format: ToolFormat, begin: str) -> list[str]:
     """Rules for calls of the usable tools, of which the first stands after ``begin``."""
     tools = call.usable_tools
-    between = _literal(tool_format.separator + tool_format.opening)
+    between = literal(tool_format.separator + tool_format.opening)
     more = f"({between} call)*" if call.parallel_tool_calls and tool_format.many else ""
     rules = [
-        f"calls: {_literal(begin)} call {more} {_literal(tool_format.last)}",
+        f"calls: {literal(begin)} call {more} {literal(tool_format.last)}",
         "call: " + " | ".join(f"call_{index}" for index in range(len(tools))),
     ]
     # A literal for each lexeme of JSON where the other possibility is a JSON reply: a longer one
@@ -123,11 +123,15 @@ def _calls(call: Call, tool_format: ToolFormat, begin: str) -> list[str]:
     # Elsewhere one literal, lest the regular expression of a reply swallow the lexemes.
     apart = call.response_schema is not None and not call.must_call
     for index, tool in enumerate(tools):
+        if tool_format.tagged:
+            first, *others = tagged_rules(f"call_{index}", tool, tool_format.tagged)
+            rules += [f"{first} {literal(tool_format.closing)}", *others]
+            continue
         parts = tool_format.head(tool.name)
-        head = " ".join(_literal(part) or _ID for part in (parts if apart else _joined(parts)))
+        head = " ".join(literal(part) or _ID for part in (parts if apart else _joined(parts)))
         schema = json_rule(f"tool {tool.name!r}", object_schema(tool))
         # The tail stands alone: a brace may end an object among the arguments as well.
-        tail = f"{_literal(tool_format.tail)} {_literal(tool_format.closing)}"
+        tail = f"{literal(tool_format.tail)} {literal(tool_format.closing)}"
         rules.append(f"call_{index}: {head} {schema} {tail}")
     return rules
 
@@ -158,29 +162,13 @@ def _reply(call: Call, tool_format: ToolFormat) -> str | None:
     if not given:
         return None
     if call.regex is not None:
-        pattern = _within_slashes(call.regex)
+        allowed = within_slashes(call.regex)
     else:
-        pattern = "|".join(map(_pattern, call.choices))
+        allowed = "|".join(map(pattern, call.choices))
     # A pattern that fits a call's beginning would keep the lexer from ever seeing a call.
     heads = [tool_format.trigger or "".join(tool_format.head(t.name)) for t in call.usable_tools]
-    but = "".join(rf" & ~/(?s:{_pattern(head)}.*)/" for head in dict.fromkeys(heads))
-    return f"reply: REPLY\nREPLY: /(?:{pattern})/{but}"
-
-
-def _within_slashes(regex: str) -> str:
-    """A user's regular expression as Lark writes one."""
-    escaped = re.sub(r"(\\.)|/", lambda found: found.group(1) or r"\/", regex)
-    return escaped.replace("\n", r"\n")
-
-
-def _pattern(text: str) -> str:
-    """A regular expression (within Lark's slashes) that matches the text itself."""
-    escaped = re.sub(r"[\\.+*?()|\[\]{}^$#&~/-]", r"\\\g<0>", text)
-    return escaped.replace("\n", r"\n")
-
-
-def _literal(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False) if text else ""
+    but = "".join(rf" & ~/(?s:{pattern(head)}.*)/" for head in dict.fromkeys(heads))
+    return f"reply: REPLY\nREPLY: /(?:{allowed})/{but}"
 
 
 class GrammarCompiler:
@@ -272,7 +260,7 @@ def _from_lark(lark: str) -> str:
 
 
 def _check_regex(regex: str) -> None:
-    lark = _from_lark(f"start: REPLY\nREPLY: /(?:{_within_slashes(regex)})/")
+    lark = _from_lark(f"start: REPLY\nREPLY: /(?:{within_slashes(regex)})/")
     failed, messages = llguidance.LLMatcher.validate_grammar_with_warnings(lark)
     if failed:
         reason = " ".join(messages[0].split())

@@ -61,7 +61,7 @@ class ReplyParser:
 
     def __init__(self, call: Call, tool_format: ToolFormat, thinking: Thinking = "no") -> None:
         self._format = tool_format
-        self._tools = frozenset(tool.name for tool in call.usable_tools)
+        self._tools = {tool.name: tool.parameters for tool in call.usable_tools}
         self._heads = [_squeezed("".join(tool_format.head(name))) for name in self._tools]
         stages: dict[Thinking, _Stage] = {"no": "start", "may": "before", "open": "thought"}
         self._stage: _Stage = stages[thinking]

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from tierwise.runtime.chat import Message, ToolCall
+from tierwise.runtime.tagged_arguments import as_text
 from tierwise.runtime.tool_format import ToolFormat
 
 
@@ -101,6 +102,22 @@ def short_ids(messages: Sequence[Message]) -> list[Message]:
             tool_call_id=_short(message.tool_call_id) if message.role == "tool" else "",
         )
         if message.tool_calls or message.role == "tool"
+        else message
+        for message in messages
+    ]
+
+
+def arguments_as_text(messages: Sequence[Message]) -> list[Message]:
+    """Arguments that are no text as JSON: some templates write Python's ``True`` instead."""
+    return [
+        replace(
+            message,
+            tool_calls=tuple(
+                replace(call, arguments={k: as_text(v) for k, v in call.arguments.items()})
+                for call in message.tool_calls
+            ),
+        )
+        if message.tool_calls
         else message
         for message in messages
     ]

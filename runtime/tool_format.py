@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tierwise.runtime.chat import ToolCall
+from tierwise.runtime.chat import JSONObject, ToolCall
+from tierwise.runtime.tagged_arguments import Tagged
 
 Thinking = Literal["no", "may", "open"]
 """Whether a reply has a ``<think>`` block before its answer: never, if the model likes, or
@@ -43,6 +44,7 @@ class ToolFormat:
         first, last: Once, before the first and after the last call.
         body: "json" is ``{"name": …, arguments_key: {…}}``; "named" is ``name[ARGS]{…}``, and
             "named_id" ``name[CALL_ID]id[ARGS]{…}``.
+        tagged: What stands in each call instead, where arguments are no JSON object.
         lead: A tag that may stand before the first call.
         many: Whether one reply may hold several calls.
     """
@@ -56,6 +58,7 @@ class ToolFormat:
     last: str = ""
     arguments_key: str = "arguments"
     body: Literal["json", "named", "named_id"] = "json"
+    tagged: Tagged | None = None
     lead: str = ""
     many: bool = True
 
@@ -69,7 +72,8 @@ class ToolFormat:
     def tags(self) -> tuple[str, ...]:
         """The texts around a call that a vocabulary may have as one token."""
         inside = {"json": "", "named": "[ARGS]", "named_id": "[CALL_ID][ARGS]"}[self.body]
-        texts = (self.lead, self.first, self.opening, inside, self.closing, self.last)
+        within = self.tagged.texts if self.tagged else (inside,)
+        texts = (self.lead, self.first, self.opening, *within, self.closing, self.last)
         return tuple(dict.fromkeys(tag for text in texts for tag in _TAG.findall(text)))
 
     def head(self, name: str) -> tuple[str, ...]:
@@ -77,6 +81,8 @@ class ToolFormat:
 
         An empty text stands for the call's id, nine letters or digits.
         """
+        if self.tagged:
+            return (self.tagged.head(name),)
         if self.body == "json":
             key = json.dumps(self.arguments_key)
             return ("{", '"name"', ": ", json.dumps(name, ensure_ascii=False), ", ", key, ": ")
@@ -85,7 +91,7 @@ class ToolFormat:
     @property
     def tail(self) -> str:
         """One call's text after its arguments."""
-        return "}" if self.body == "json" else ""
+        return "}" if self.body == "json" and not self.tagged else ""
 
     def write(self, calls: Iterable[ToolCall]) -> str:
         """The calls as the model itself would have written them; "" for none."""
@@ -93,15 +99,21 @@ class ToolFormat:
         return f"{self.first}{bodies}{self.last}" if bodies else ""
 
     def _one(self, call: ToolCall) -> str:
+        if self.tagged:
+            return self.tagged.write(call.name, call.arguments)
         head = "".join(part or call.id for part in self.head(call.name))
         return head + json.dumps(dict(call.arguments), ensure_ascii=False) + self.tail
 
-    def calls(self, text: str, tools: Collection[str]) -> tuple[ToolCall, ...]:
+    def calls(self, text: str, tools: Mapping[str, JSONObject]) -> tuple[ToolCall, ...]:
         """The calls of a text that holds nothing else; empty where it is anything but calls.
 
         White space between the parts does not count. What is no call of a known tool (bad JSON,
         unknown name, words after it) makes the text no calls. The end of what follows the last
         arguments may be missing, where the reply was cut off.
+
+        Args:
+            text: Of the reply.
+            tools: Schemas of the parameters of the known tools, by name.
         """
         if self.lead and text.lstrip().startswith(self.lead):
             text = text.lstrip()[len(self.lead) :]
@@ -118,8 +130,13 @@ class ToolFormat:
         except (ValueError, RecursionError):  # not JSON, or nested thousands deep
             return ()
 
-    def _read_one(self, text: str, at: int, tools: Collection[str]) -> tuple[ToolCall, int]:
+    def _read_one(
+        self, text: str, at: int, tools: Mapping[str, JSONObject]
+    ) -> tuple[ToolCall, int]:
         """One call and the place after it."""
+        if self.tagged:
+            name, found, at = self.tagged.read(text, at, tools)
+            return ToolCall(name, found), at
         if self.body == "json":
             value, at = _DECODER.raw_decode(text, _after(text, at, ""))
             return _call(value, self.arguments_key, tools), at
@@ -153,7 +170,7 @@ def _skip_space(text: str, at: int) -> int:
     return found.end() if found else at
 
 
-def _call(value: Any, key: str, tools: Collection[str]) -> ToolCall:
+def _call(value: Any, key: str, tools: Mapping[str, JSONObject]) -> ToolCall:
     """Raises ValueError where the JSON value is no call of a known tool."""
     match value:
         case {"name": str(name), **rest} if name in tools:
@@ -167,6 +184,21 @@ JSON_LINES = ToolFormat("json", native=False)
 """For every model whose template knows nothing of tools."""
 HERMES = ToolFormat("hermes", opening="<tool_call>\n", closing="\n</tool_call>")
 """Hermes 2 and 3, Qwen2.5, Qwen3, QwQ and many others."""
+QWEN_CODER = ToolFormat(
+    "qwen-coder",
+    opening="<tool_call>\n",
+    closing="\n</tool_call>",
+    tagged=Tagged("<function=", ">\n", "<parameter=", ">\n", "\n</parameter>\n", "</function>"),
+)
+"""Qwen3-Coder, Qwen3.5, Nemotron 3."""
+GLM = ToolFormat(
+    "glm",
+    opening="<tool_call>",
+    tagged=Tagged(
+        "", "\n", "<arg_key>", "</arg_key>\n<arg_value>", "</arg_value>\n", "</tool_call>"
+    ),
+)
+"""GLM 4.5 and 4.6."""
 LLAMA = ToolFormat("llama", arguments_key="parameters", lead="<|python_tag|>", many=False)
 """Llama 3.1, 3.2 and 3.3: bare JSON, one call a turn."""
 MISTRAL = ToolFormat("mistral", first="[TOOL_CALLS] [", separator=", ", last="]")
@@ -185,6 +217,8 @@ PHI_EACH = ToolFormat("phi-each", opening="<|tool_call|>", closing="<|/tool_call
 
 NATIVE_FORMATS = (
     HERMES,
+    QWEN_CODER,
+    GLM,
     PHI,
     PHI_EACH,
     MISTRAL,

@@ -84,7 +84,17 @@ def test_a_demanded_call_that_was_cut_off() -> None:
     assert is_whole(asked(tool_choice="any"), calling()) is None
 
 
-@pytest.mark.parametrize("text", ['{"name": "look_', ' <tool_call>\n{"name"', "<tool_call"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "look_',
+        ' <tool_call>\n{"name"',
+        "<tool_call",
+        "Let me see.\n<tool_call>\n<function=look_",
+        '[TOOL_CALLS]look_up[ARGS]{"a',
+        "<|tool_call|>[{",
+    ],
+)
 def test_a_call_that_did_not_come_out_as_one(text: str) -> None:
     told = "a tool call that was cut off or cannot be read"
     assert is_whole(asked(), Reply(text, finish_reason="length")) == told

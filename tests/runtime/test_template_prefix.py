@@ -66,7 +66,11 @@ WITH_TOOLS = {
     "hermes2-pro": ["assistant"] * 3,
     "hermes3": ["assistant"] * 3,
 }
-WITHOUT_TOOLS = {"deepseek-r1-distill": ["assistant"] * 2}
+WITHOUT_TOOLS = {
+    "deepseek-r1-distill": ["assistant"] * 2,
+    # An empty think block is put before replies without thoughts, as GLM writes it by itself.
+    "glm4.6": ["assistant"] * 2,
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -81,7 +85,7 @@ def test_a_conversation_without_tools_keeps_its_prefix(name: str) -> None:
     assert [b.role for b in breaks(name, PLAIN[1:])] == WITHOUT_TOOLS.get(name, [])
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in WITH_TOOLS])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in {*WITH_TOOLS, "glm4.6"}])
 def test_replies_are_kept_as_they_were_written(name: str) -> None:
     """White space at their ends, which most templates trim, and calls to the last brace."""
     assert breaks(name, TALK, WEATHER, CLOCK) == []
@@ -117,6 +121,16 @@ def test_qwen3_forgets_its_thoughts_when_the_user_speaks() -> None:
     assert reply_text(load("qwen3"), talk[4]) == (
         "<think>\nNow I know.\n</think>\n\nIt is 12 degrees."
     )
+
+
+def test_glm_keeps_its_thoughts_within_a_turn() -> None:
+    """White space before them is the reply's own, so that it begins as the template writes it."""
+    first, result = called("Köln", "1")
+    thinking = replace(first, reasoning="I must look.")
+    template = load("glm4.6")
+    prompts = [template.render(Call(TALK[:2] + rest)) for rest in ((), (thinking, result))]
+    written = "\n<think>I must look.</think>\n" + template.tool_format.write(first.tool_calls)
+    assert prompts[1].startswith(prompts[0] + written)
 
 
 @pytest.mark.parametrize("name", NAMES)

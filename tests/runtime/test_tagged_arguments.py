@@ -1,0 +1,195 @@
+"""Calls whose arguments stand between tags: what the grammar allows is what is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tierwise.runtime.chat import Call, Message, Tool, ToolCall
+from tierwise.runtime.chat_template import ChatTemplate
+from tierwise.runtime.errors import ToolSchemaError
+from tierwise.runtime.grammar import GrammarCompiler, constraint_for
+from tierwise.runtime.llama import Model
+from tierwise.runtime.tagged_arguments import value_of
+from tierwise.runtime.tool_format import GLM, QWEN_CODER, ToolFormat
+
+TEMPLATES = Path(__file__).parents[1] / "templates"
+POINT = {
+    "type": "object",
+    "properties": {"x": {"type": "integer"}, "next": {"$ref": "#/$defs/Point"}},
+    "required": ["x"],
+}
+ROOT: dict[str, Any] = {
+    "type": "object",
+    "properties": {},
+    "$defs": {"Point": POINT, "Color": {"enum": ["red", "green"]}, "Round": {"$ref": "#/$defs/It"}},
+}
+
+every_format = pytest.mark.parametrize("tool_format", [QWEN_CODER, GLM], ids=lambda f: f.name)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_gguf: Path) -> Iterator[Model]:
+    with Model(tiny_gguf) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def allows(model: Model) -> Any:
+    grammars = GrammarCompiler(model)
+
+    def of(tool_format: ToolFormat, parameters: dict[str, Any], arguments: dict[str, Any]) -> bool:
+        """Whether a call with these arguments may be replied; where it may, it is read as it is."""
+        tool = Tool("do", "", parameters)
+        constraint = constraint_for(
+            Call((Message("user", "hi"),), (tool,), tool_choice="any"), tool_format
+        )
+        assert constraint is not None
+        matcher = grammars.matcher(constraint.lark)
+        text = tool_format.write([ToolCall("do", arguments)])
+        tokens = model.tokenize(text, special=False)
+        if matcher.try_consume_tokens(tokens) < len(tokens) or not matcher.is_accepting():
+            return False
+        assert tool_format.calls(text, {"do": parameters}) == (ToolCall("do", arguments),)
+        return True
+
+    return of
+
+
+# Schemas of one argument, values that they allow, and values that they do not.
+CASES: list[tuple[dict[str, Any], list[Any], list[Any]]] = [
+    (
+        {"type": "string"},
+        [
+            "",
+            "5",
+            "true",
+            "null",
+            '"quoted"',
+            " a ",
+            "\n\ntwo\nlines\n",
+            "<b>&lt;</b>",
+            "{}",
+            "ü🎉",
+        ],
+        [],
+    ),
+    ({"type": "integer"}, [5, -2], ["", "five", 1.5, None]),
+    ({"type": "number"}, [5, 1.5, -2e-7], ["", None]),
+    ({"type": "boolean"}, [True, False], ["True", "yes", None]),
+    ({"type": "null"}, [None], ["", 0]),
+    ({"type": "array", "items": {"type": "string"}}, [[], ["a", "5"]], ["a", [5]]),
+    ({"$ref": "#/$defs/Point"}, [{"x": 1}, {"x": 1, "next": {"x": 2}}], [{}, "x", {"x": "1"}]),
+    ({"$ref": "#/$defs/Color"}, ["red", "green"], ["blue", "", "reds"]),
+    ({"enum": ["a", "a\nb", 1, None]}, ["a", "a\nb", 1, None], ["b", 2]),
+    ({"const": "only"}, ["only"], ["other"]),
+    ({"anyOf": [{"type": "string"}, {"type": "null"}]}, ["a", "5", "", None], []),
+    ({"type": ["string", "integer"]}, ["a", "5.5", "[1]", 5], []),
+    ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, [3, None], ["three"]),
+    ({"anyOf": [{"enum": ["auto"]}, {"type": "integer"}]}, ["auto", 5], ["manual", "", 1.5]),
+    ({"oneOf": [{"$ref": "#/$defs/Color"}, {"$ref": "#/$defs/Point"}]}, ["red", {"x": 1}], ["no"]),
+    ({"type": "string", "maxLength": 3}, ["", "abc", "a\nc"], ["abcd"]),
+    ({"type": "string", "minLength": 2, "maxLength": 3}, ["ab", "abc"], ["", "a", "abcd"]),
+    ({"type": "string", "pattern": r"^[a-z]/\d{2}$"}, ["a/12"], ["a/1", "xa/12", "a/12 "]),
+    ({"type": "string", "pattern": "b"}, ["abc", "b"], []),
+    ({"allOf": [{"type": "integer"}]}, [4], ["four"]),
+    ({}, ["text", 5, [1], {"a": None}, True], []),
+    ({"$ref": "#/$defs/Round"}, ["text", 5], []),
+]
+
+
+@every_format
+@pytest.mark.parametrize(("schema", "right", "wrong"), CASES, ids=lambda value: str(value)[:50])
+def test_arguments_are_what_their_schema_allows(
+    allows: Any, tool_format: ToolFormat, schema: dict[str, Any], right: list[Any], wrong: list[Any]
+) -> None:
+    parameters = {**ROOT, "properties": {"a": schema, "z": {"type": "boolean"}}, "required": ["a"]}
+    for value in right:
+        assert allows(tool_format, parameters, {"a": value}), value
+        assert allows(tool_format, parameters, {"a": value, "z": True}), value
+    for value in wrong:
+        assert not allows(tool_format, parameters, {"a": value}), value
+
+
+@every_format
+def test_arguments_come_in_order_and_optional_ones_may_be_left_out(
+    allows: Any, tool_format: ToolFormat
+) -> None:
+    parameters = {
+        "type": "object",
+        "properties": {name: {"type": "integer"} for name in "abc"},
+        "required": ["b"],
+    }
+    for given in ("b", "ab", "bc", "abc"):
+        assert allows(tool_format, parameters, dict.fromkeys(given, 1)), given
+    for given in ("", "a", "ac", "ba", "bd"):
+        assert not allows(tool_format, parameters, dict.fromkeys(given, 1)), given
+
+
+@every_format
+def test_other_arguments_where_the_schema_allows_them(allows: Any, tool_format: ToolFormat) -> None:
+    closed: list[dict[str, Any]] = [{}, {"properties": {}}]
+    for parameters in closed:
+        assert allows(tool_format, parameters, {})
+        assert not allows(tool_format, parameters, {"any": 1})
+    anything: dict[str, Any] = {"type": "object"}
+    assert allows(tool_format, anything, {}) and allows(tool_format, anything, {"a": 1, "b": "c"})
+    numbers = {"properties": {"a": {"type": "string"}}, "additionalProperties": {"type": "number"}}
+    assert allows(tool_format, numbers, {"a": "x", "some": 1.5, "more": 2})
+    assert not allows(tool_format, numbers, {"a": "x", "some": "text"})
+
+
+@every_format
+def test_a_schema_that_cannot_be_is_named(tool_format: ToolFormat) -> None:
+    tool = Tool("do", "", {"properties": {"a": {"enum": [{1}]}}})
+    with pytest.raises(ToolSchemaError, match="tool 'do', property 'a': its schema is not JSON"):
+        constraint_for(Call((Message("user", "hi"),), (tool,)), tool_format)
+
+
+@every_format
+def test_what_is_no_whole_call_is_none(tool_format: ToolFormat) -> None:
+    tools = {"do": {"properties": {"a": {"type": "integer"}, "b": {"type": "string"}}}}
+    good = tool_format.write([ToolCall("do", {"a": 1, "b": "x"})])
+    assert tool_format.calls(good, tools)
+    for bad in (
+        good.replace("\n1\n", "\none\n").replace(">1<", ">one<"),
+        good.replace("do", "undo"),
+        tool_format.write([ToolCall("do", {"a": 1})]).replace("a", "ä", 1),
+        good[: good.index("x") + 1],
+        good + " And so on.",
+    ):
+        assert bad != good and tool_format.calls(bad, tools) == (), bad
+    assert tool_format.tagged is not None
+    twice = tool_format.write([ToolCall("do", {"b": "x"})])
+    one = twice[twice.index(tool_format.tagged.open) : twice.rindex(tool_format.tagged.end)]
+    assert tool_format.calls(twice.replace(one, one * 2), tools) == ()
+
+
+def test_what_may_be_text_and_something_else_is_read_as_that() -> None:
+    either = {"type": ["string", "integer", "null"]}
+    values = [value_of(text, either, {}) for text in ("5", "null", "5.5", "true", '"5"', "[")]
+    assert values == [5, None, "5.5", "true", '"5"', "["]
+    assert value_of("[" * 100_000, {}, {}) == "[" * 100_000  # nested too deep to be read
+    with pytest.raises(ValueError, match="no JSON: 'five'"):
+        value_of("five", {"type": "integer"}, {})
+    endless = {"$defs": {"a": {"$ref": "#/$defs/a"}}}
+    assert value_of("x", {"$ref": "#/$defs/a"}, endless) == "x"
+    assert value_of("x", {"$ref": "elsewhere.json"}, endless) == "x"
+    # Keywords beside a choice hold for all of its parts.
+    assert value_of("5", {"type": "string", "anyOf": [{"minLength": 1}, {"enum": [""]}]}, {}) == "5"
+
+
+@pytest.mark.parametrize("name", ["qwen3-coder", "glm4.6"])
+def test_history_is_written_as_the_reply_was(name: str) -> None:
+    """So that no turn is read twice: the template alone would write True for true."""
+    template = ChatTemplate((TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8"))
+    given = {"a": True, "b": None, "c": [1, {"d": False}], "e": "True", "f": 1.0}
+    calls = (ToolCall("do", given, "1"), ToolCall("do", {}, "2"))
+    tool = Tool("do", "Does it.", {"type": "object", "properties": {}})
+    talk = (Message("user", "Go."), Message("assistant", tool_calls=calls))
+    results = tuple(Message("tool", "done", tool_call_id=i, tool_name="do") for i in "12")
+    prompt = template.render(Call((*talk, *results), (tool,)))
+    assert template.tool_format.write(calls) in prompt
