@@ -18,6 +18,7 @@ from jinja2.exceptions import SecurityError
 
 from tierwise.runtime.chat import Call, JSONObject, Message, Tool, ToolCall
 from tierwise.runtime.errors import UnsupportedModelError
+from tierwise.runtime.harmony import HARMONY, HARMONY_TAGS, harmony_turns
 from tierwise.runtime.latest import Latest
 from tierwise.runtime.llama import Model
 from tierwise.runtime.template_messages import (
@@ -122,6 +123,8 @@ class ChatTemplate:
         self.thinking = self._find_thinking(source)
         think_tags = () if self.thinking == "no" else THINK_TAGS
         self.tags = (*self.tool_format.tags, *think_tags)
+        if self.tool_format is HARMONY:
+            self.tags = HARMONY_TAGS
 
     @classmethod
     def of(cls, model: Model, *, demonstrates: bool | None = None) -> ChatTemplate:
@@ -222,6 +225,8 @@ class ChatTemplate:
         data = self._data(tools) if tools else self._no_tools
         if self.tool_format is PHI:
             turns, data = _phi(turns, data), None
+        if self.tool_format is HARMONY:
+            turns = harmony_turns(turns)
         has_calls = any("tool_calls" in turn for turn in turns)
         template = self._tool_template if tools or has_calls else self._template
         known = {"messages": turns, "tools": data, "add_generation_prompt": True, **self._tokens}
@@ -249,7 +254,7 @@ class ChatTemplate:
         told = self._tried([_HELLO, calling, result, Message("assistant", "z"), _HELLO], tools)
         if asked and told and _PROBE_TOOL.description in asked:
             told = told.replace(f', "id": "{_PROBE_ID}"', "")
-            for tool_format in NATIVE_FORMATS:
+            for tool_format in (*NATIVE_FORMATS, HARMONY):
                 # Without a tag of its own, a call must be all of the reply.
                 before = "" if tool_format.trigger else asked
                 if before + tool_format.write([_PROBE_CALL]) in told:

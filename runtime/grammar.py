@@ -21,6 +21,7 @@ import llguidance
 
 from tierwise.runtime.chat import Call
 from tierwise.runtime.errors import ConfigError, EngineClosedError, ToolSchemaError
+from tierwise.runtime.harmony import HARMONY, harmony_rules
 from tierwise.runtime.lark import literal, pattern, within_slashes
 from tierwise.runtime.llama import Model
 from tierwise.runtime.schemas import check_schema, json_rule, object_schema
@@ -59,6 +60,9 @@ def constraint_for(
             or a choice is empty.
     """
     reply = None if call.must_call else _reply(call, tool_format)
+    if tool_format is HARMONY:
+        free = reply is None and not call.usable_tools
+        return None if free else Constraint(harmony_rules(call, reply))
     if not call.usable_tools:
         if reply is None:
             return None

@@ -16,6 +16,7 @@ from tierwise.runtime.errors import ToolSchemaError
 from tierwise.runtime.generation import Generated, GenerationRequest
 from tierwise.runtime.gpu_layers import choose_gpu_layers
 from tierwise.runtime.grammar import constraint_for
+from tierwise.runtime.harmony import HARMONY, HarmonyParser
 from tierwise.runtime.llama import Model
 from tierwise.runtime.prefix_cache import HostCache
 from tierwise.runtime.prompt_tokens import PromptTokenizer
@@ -29,7 +30,7 @@ class ReplyStream:
     Iterate with ``for`` or ``async for``. Tool calls are not given out piece by piece.
     """
 
-    def __init__(self, stream: GenerationStream, parser: ReplyParser) -> None:
+    def __init__(self, stream: GenerationStream, parser: ReplyParser | HarmonyParser) -> None:
         self._stream = stream
         self._parser = parser
         self._parsed = 0
@@ -193,6 +194,8 @@ class LoadedTier:
         except ToolSchemaError:
             self.engine.grammars.check(call)
             raise
+        if template.tool_format is HARMONY:
+            return ReplyStream(stream, HarmonyParser(call))
         return ReplyStream(stream, ReplyParser(call, template.tool_format, template.thinking))
 
     def reply(self, call: Call) -> Reply:

@@ -44,6 +44,7 @@ class ToolFormat:
         first, last: Once, before the first and after the last call.
         body: "json" is ``{"name": …, arguments_key: {…}}``; "named" is ``name[ARGS]{…}``, and
             "named_id" ``name[CALL_ID]id[ARGS]{…}``.
+        arguments_tag: What stands for ``[ARGS]`` there.
         tagged: What stands in each call instead, where arguments are no JSON object.
         lead: A tag that may stand before the first call.
         many: Whether one reply may hold several calls.
@@ -58,6 +59,7 @@ class ToolFormat:
     last: str = ""
     arguments_key: str = "arguments"
     body: Literal["json", "named", "named_id"] = "json"
+    arguments_tag: str = "[ARGS]"
     tagged: Tagged | None = None
     lead: str = ""
     many: bool = True
@@ -71,10 +73,16 @@ class ToolFormat:
     @property
     def tags(self) -> tuple[str, ...]:
         """The texts around a call that a vocabulary may have as one token."""
-        inside = {"json": "", "named": "[ARGS]", "named_id": "[CALL_ID][ARGS]"}[self.body]
-        within = self.tagged.texts if self.tagged else (inside,)
-        texts = (self.lead, self.first, self.opening, *within, self.closing, self.last)
+        texts = (self.lead, self.first, self.opening, *self._within, self.closing, self.last)
         return tuple(dict.fromkeys(tag for text in texts for tag in _TAG.findall(text)))
+
+    @property
+    def _within(self) -> tuple[str, ...]:
+        """The texts inside of a call that may be tags."""
+        if self.tagged:
+            return self.tagged.texts
+        ids = ("[CALL_ID]",) if self.body == "named_id" else ()
+        return () if self.body == "json" else (*ids, self.arguments_tag)
 
     def head(self, name: str) -> tuple[str, ...]:
         """One call's text before its arguments, each lexeme of JSON apart.
@@ -86,7 +94,9 @@ class ToolFormat:
         if self.body == "json":
             key = json.dumps(self.arguments_key)
             return ("{", '"name"', ": ", json.dumps(name, ensure_ascii=False), ", ", key, ": ")
-        return (name, "[ARGS]") if self.body == "named" else (name, "[CALL_ID]", "", "[ARGS]")
+        if self.body == "named":
+            return (name, self.arguments_tag)
+        return (name, "[CALL_ID]", "", self.arguments_tag)
 
     @property
     def tail(self) -> str:
