@@ -21,6 +21,7 @@ from tierwise.runtime.errors import UnsupportedModelError
 from tierwise.runtime.harmony import HARMONY, HARMONY_TAGS, harmony_turns
 from tierwise.runtime.latest import Latest
 from tierwise.runtime.llama import Model
+from tierwise.runtime.tagged_arguments import Tagged
 from tierwise.runtime.template_messages import (
     alternating,
     arguments_as_text,
@@ -28,12 +29,14 @@ from tierwise.runtime.template_messages import (
     calls_as_text,
     short_ids,
     single_calls,
+    with_results,
     with_system,
     without_system,
 )
 from tierwise.runtime.template_sandbox import Sandbox
 from tierwise.runtime.template_turns import TurnTemplate
 from tierwise.runtime.tool_format import (
+    GEMMA,
     JSON_LINES,
     MISTRAL_FORMATS,
     NATIVE_FORMATS,
@@ -54,6 +57,7 @@ _HELLO = Message("user", "Hello")
 _SYSTEM = Message("system", "Be brief.")
 _PROBE_ID = "probe0001"
 _PROBE_CALL = ToolCall("probe_tool", {"probe_argument": "x"}, id=_PROBE_ID)
+_RESULT = Message("tool", "y", tool_call_id=_PROBE_ID, tool_name=_PROBE_CALL.name)
 _PROBE_TOOL = Tool(
     "probe_tool",
     "Probes the template.",
@@ -108,6 +112,7 @@ class ChatTemplate:
         self._prompt = Latest(tool_prompt)
         self._schema = Latest(_schema_text)
         self.tool_format = JSON_LINES
+        self._with_results = False
         # What this template wants, found by trying: an empty list where there are no tools
         # (Hermes), and no system message, where it refuses that (Gemma 2) or moves it on to the
         # latest turn (Mistral Nemo).
@@ -120,6 +125,9 @@ class ChatTemplate:
         first = min((place for place in turns if place >= 0), default=-1)  # earlier ones may go
         self._has_system = 0 <= system < first
         self.tool_format = self._find_format()
+        calling = [_HELLO, Message("assistant", tool_calls=(_PROBE_CALL,)), _RESULT]
+        if self.tool_format is GEMMA:
+            self._with_results = "<|tool_response>" not in (self._tried(calling) or "")
         self.thinking = self._find_thinking(source)
         think_tags = () if self.thinking == "no" else THINK_TAGS
         self.tags = (*self.tool_format.tags, *think_tags)
@@ -186,7 +194,7 @@ class ChatTemplate:
             return messages
         if tool_format is PHI:
             return [calls_as_text(message, tool_format) for message in messages]
-        if tool_format.tagged:
+        if isinstance(tool_format.syntax, Tagged):
             return arguments_as_text(messages)
         if not tool_format.many:
             messages = single_calls(messages)
@@ -227,6 +235,8 @@ class ChatTemplate:
             turns, data = _phi(turns, data), None
         if self.tool_format is HARMONY:
             turns = harmony_turns(turns)
+        if self._with_results:
+            turns = with_results(turns)
         has_calls = any("tool_calls" in turn for turn in turns)
         template = self._tool_template if tools or has_calls else self._template
         known = {"messages": turns, "tools": data, "add_generation_prompt": True, **self._tokens}
@@ -248,10 +258,9 @@ class ChatTemplate:
     def _find_format(self) -> ToolFormat:
         """How the template writes a call that it is given."""
         calling = Message("assistant", tool_calls=(_PROBE_CALL,))
-        result = Message("tool", "y", tool_call_id=_PROBE_ID, tool_name=_PROBE_CALL.name)
         tools = (_PROBE_TOOL,)
         asked = self._tried([_HELLO], tools)
-        told = self._tried([_HELLO, calling, result, Message("assistant", "z"), _HELLO], tools)
+        told = self._tried([_HELLO, calling, _RESULT, Message("assistant", "z"), _HELLO], tools)
         if asked and told and _PROBE_TOOL.description in asked:
             told = told.replace(f', "id": "{_PROBE_ID}"', "")
             for tool_format in (*NATIVE_FORMATS, HARMONY):

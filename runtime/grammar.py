@@ -19,6 +19,7 @@ from typing import Any
 import llama_cpp as lib
 import llguidance
 
+from tierwise.runtime.braced_arguments import Braced, braced_rules
 from tierwise.runtime.chat import Call
 from tierwise.runtime.errors import ConfigError, EngineClosedError, ToolSchemaError
 from tierwise.runtime.harmony import HARMONY, harmony_rules
@@ -127,8 +128,13 @@ def _calls(call: Call, tool_format: ToolFormat, begin: str) -> list[str]:
     # Elsewhere one literal, lest the regular expression of a reply swallow the lexemes.
     apart = call.response_schema is not None and not call.must_call
     for index, tool in enumerate(tools):
-        if tool_format.tagged:
-            first, *others = tagged_rules(f"call_{index}", tool, tool_format.tagged)
+        syntax = tool_format.syntax
+        if syntax:
+            rule = f"call_{index}"
+            if isinstance(syntax, Braced):
+                first, *others = braced_rules(rule, tool)
+            else:
+                first, *others = tagged_rules(rule, tool, syntax)
             rules += [f"{first} {literal(tool_format.closing)}", *others]
             continue
         parts = tool_format.head(tool.name)

@@ -7,11 +7,13 @@ Text is written as it is and everything else as JSON, so that only the tool's sc
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tierwise.runtime.chat import JSONObject
+from tierwise.runtime.lark import pattern, within_slashes
 
 ANY: JSONObject = {}
 """A schema that allows everything."""
@@ -151,6 +153,21 @@ def alternatives(schema: Any, root: JSONObject, depth: int = 0) -> Iterator[JSON
 def is_text(schema: JSONObject) -> bool:
     """Whether a schema of `alternatives` allows text, and nothing else."""
     return schema.get("type") == "string"
+
+
+ANY_TEXT = "(?s:.*)"
+"""The regular expression of any text."""
+
+
+def text_regex(schema: JSONObject) -> str:
+    """What a schema of text allows, as a regular expression."""
+    if "enum" in schema:
+        return "|".join(map(pattern, schema["enum"]))
+    asked = schema.get("pattern")
+    if isinstance(asked, str) and (whole := re.fullmatch(r"\^([^|]*[^|\\])\$", asked, re.DOTALL)):
+        return f"(?:{within_slashes(whole[1])})"
+    least, most = schema.get("minLength", 0), schema.get("maxLength", "")
+    return f"(?s:.{{{least},{most}}})" if least or most != "" else ANY_TEXT
 
 
 _KINDS: dict[str, type | tuple[type, ...]] = {

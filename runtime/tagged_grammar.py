@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from tierwise.runtime.chat import JSONObject, Tool
-from tierwise.runtime.lark import literal, pattern, within_slashes
+from tierwise.runtime.lark import literal, pattern
 from tierwise.runtime.schemas import json_rule, object_schema
-from tierwise.runtime.tagged_arguments import ANY, Tagged, alternatives, argument_schema, is_text
+from tierwise.runtime.tagged_arguments import (
+    ANY,
+    ANY_TEXT,
+    Tagged,
+    alternatives,
+    argument_schema,
+    is_text,
+    text_regex,
+)
 
 _KEY = r"/[^<>\n]+/"
 """An argument that the schema does not name, where it allows such."""
@@ -47,7 +54,7 @@ def _argument(
     values, rules = list[str](), list[str]()
     shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
     parts = [*alternatives(argument_schema(schema, key), schema)]
-    if any(not part or (is_text(part) and _regex(part) == _ANY_TEXT) for part in parts):
+    if any(not part or (is_text(part) and text_regex(part) == ANY_TEXT) for part in parts):
         parts = [ANY]  # text of any kind: whatever else is allowed is that, too
     for number, part in enumerate(parts):
         if part and not is_text(part):
@@ -59,20 +66,6 @@ def _argument(
         else:
             # Up to the first closing tag, as it is read.
             lexeme = f"{rule}_{number}"
-            rules.append(f"{lexeme}[lazy]: /{_regex(part)}{pattern(tags.close)}/")
+            rules.append(f"{lexeme}[lazy]: /{text_regex(part)}{pattern(tags.close)}/")
             values.append(lexeme)
     return [f"{rule}: {begin} ({' | '.join(values)})", *rules]
-
-
-_ANY_TEXT = "(?s:.*)"
-
-
-def _regex(schema: JSONObject) -> str:
-    """What a schema of text allows, as a regular expression."""
-    if "enum" in schema:
-        return "|".join(map(pattern, schema["enum"]))
-    asked = schema.get("pattern")
-    if isinstance(asked, str) and (whole := re.fullmatch(r"\^([^|]*[^|\\])\$", asked, re.DOTALL)):
-        return f"(?:{within_slashes(whole[1])})"
-    least, most = schema.get("minLength", 0), schema.get("maxLength", "")
-    return f"(?s:.{{{least},{most}}})" if least or most != "" else _ANY_TEXT

@@ -123,6 +123,23 @@ def arguments_as_text(messages: Sequence[Message]) -> list[Message]:
     ]
 
 
+def with_results(turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Results as a part of the turn that called, as Gemma 4 takes them. Words before a call are a
+    turn of their own: the template would put them behind."""
+    out: list[dict[str, Any]] = []
+    for turn in turns:
+        calling = "tool_calls" in turn
+        if turn["role"] == "tool" and out and "tool_calls" in out[-1]:
+            result = {"name": turn["name"], "response": turn["content"]}
+            out[-1]["tool_responses"] = [*out[-1].get("tool_responses", ()), result]
+        elif calling and turn["content"]:
+            out.append({key: value for key, value in turn.items() if key != "tool_calls"})
+            out.append({**turn, "content": ""})
+        else:
+            out.append(dict(turn))
+    return out
+
+
 def _short(call_id: str) -> str:
     if re.fullmatch("[a-zA-Z0-9]{9}", call_id):
         return call_id

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tierwise.runtime.braced_arguments import Braced
 from tierwise.runtime.chat import JSONObject, ToolCall
 from tierwise.runtime.tagged_arguments import Tagged
 
@@ -45,7 +46,7 @@ class ToolFormat:
         body: "json" is ``{"name": …, arguments_key: {…}}``; "named" is ``name[ARGS]{…}``, and
             "named_id" ``name[CALL_ID]id[ARGS]{…}``.
         arguments_tag: What stands for ``[ARGS]`` there.
-        tagged: What stands in each call instead, where arguments are no JSON object.
+        syntax: What stands in each call instead, where arguments are no JSON object.
         lead: A tag that may stand before the first call.
         many: Whether one reply may hold several calls.
     """
@@ -60,7 +61,7 @@ class ToolFormat:
     arguments_key: str = "arguments"
     body: Literal["json", "named", "named_id"] = "json"
     arguments_tag: str = "[ARGS]"
-    tagged: Tagged | None = None
+    syntax: Tagged | Braced | None = None
     lead: str = ""
     many: bool = True
 
@@ -79,8 +80,8 @@ class ToolFormat:
     @property
     def _within(self) -> tuple[str, ...]:
         """The texts inside of a call that may be tags."""
-        if self.tagged:
-            return self.tagged.texts
+        if self.syntax:
+            return self.syntax.texts
         ids = ("[CALL_ID]",) if self.body == "named_id" else ()
         return () if self.body == "json" else (*ids, self.arguments_tag)
 
@@ -89,8 +90,8 @@ class ToolFormat:
 
         An empty text stands for the call's id, nine letters or digits.
         """
-        if self.tagged:
-            return (self.tagged.head(name),)
+        if self.syntax:
+            return (self.syntax.head(name),)
         if self.body == "json":
             key = json.dumps(self.arguments_key)
             return ("{", '"name"', ": ", json.dumps(name, ensure_ascii=False), ", ", key, ": ")
@@ -101,7 +102,7 @@ class ToolFormat:
     @property
     def tail(self) -> str:
         """One call's text after its arguments."""
-        return "}" if self.body == "json" and not self.tagged else ""
+        return "}" if self.body == "json" and not self.syntax else ""
 
     def write(self, calls: Iterable[ToolCall]) -> str:
         """The calls as the model itself would have written them; "" for none."""
@@ -109,8 +110,8 @@ class ToolFormat:
         return f"{self.first}{bodies}{self.last}" if bodies else ""
 
     def _one(self, call: ToolCall) -> str:
-        if self.tagged:
-            return self.tagged.write(call.name, call.arguments)
+        if self.syntax:
+            return self.syntax.write(call.name, call.arguments)
         head = "".join(part or call.id for part in self.head(call.name))
         return head + json.dumps(dict(call.arguments), ensure_ascii=False) + self.tail
 
@@ -144,8 +145,8 @@ class ToolFormat:
         self, text: str, at: int, tools: Mapping[str, JSONObject]
     ) -> tuple[ToolCall, int]:
         """One call and the place after it."""
-        if self.tagged:
-            name, found, at = self.tagged.read(text, at, tools)
+        if self.syntax:
+            name, found, at = self.syntax.read(text, at, tools)
             return ToolCall(name, found), at
         if self.body == "json":
             value, at = _DECODER.raw_decode(text, _after(text, at, ""))
@@ -198,17 +199,21 @@ QWEN_CODER = ToolFormat(
     "qwen-coder",
     opening="<tool_call>\n",
     closing="\n</tool_call>",
-    tagged=Tagged("<function=", ">\n", "<parameter=", ">\n", "\n</parameter>\n", "</function>"),
+    syntax=Tagged("<function=", ">\n", "<parameter=", ">\n", "\n</parameter>\n", "</function>"),
 )
 """Qwen3-Coder, Qwen3.5, Nemotron 3."""
 GLM = ToolFormat(
     "glm",
     opening="<tool_call>",
-    tagged=Tagged(
+    syntax=Tagged(
         "", "\n", "<arg_key>", "</arg_key>\n<arg_value>", "</arg_value>\n", "</tool_call>"
     ),
 )
 """GLM 4.5 and 4.6."""
+GEMMA = ToolFormat(
+    "gemma", opening="<|tool_call>call:", closing="<tool_call|>", separator="", syntax=Braced()
+)
+"""Gemma 4."""
 LLAMA = ToolFormat("llama", arguments_key="parameters", lead="<|python_tag|>", many=False)
 """Llama 3.1, 3.2 and 3.3: bare JSON, one call a turn."""
 MISTRAL = ToolFormat("mistral", first="[TOOL_CALLS] [", separator=", ", last="]")
@@ -229,6 +234,7 @@ NATIVE_FORMATS = (
     HERMES,
     QWEN_CODER,
     GLM,
+    GEMMA,
     PHI,
     PHI_EACH,
     MISTRAL,

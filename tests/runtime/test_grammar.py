@@ -140,7 +140,7 @@ def test_all_tools_may_be_called_once(accepts: Any, tool_format: ToolFormat, cho
         ToolCall("add", {"a": 1, "b": None}),
     ):
         assert not allowed(written(tool_format, other)), other
-    if not tool_format.tagged:
+    if not tool_format.syntax:
         assert not allowed(adding.replace('"b": ', '"b":'))
 
 

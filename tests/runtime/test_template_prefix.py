@@ -62,12 +62,15 @@ WITH_TOOLS = {
     "mistral-small3.2": ["user", "user"],
     # The prompt ends with <think>, which is not in the finished turn.
     "deepseek-r1-distill": ["assistant"] * 5,
+    # Likewise, with an empty thought.
+    "gemma4": ["assistant"] * 5,
     # A line break behind the latest tool result comes only when another message follows.
     "hermes2-pro": ["assistant"] * 3,
     "hermes3": ["assistant"] * 3,
 }
 WITHOUT_TOOLS = {
     "deepseek-r1-distill": ["assistant"] * 2,
+    "gemma4": ["assistant"] * 2,
     # An empty think block is put before replies without thoughts, as GLM writes it by itself.
     "glm4.6": ["assistant"] * 2,
 }

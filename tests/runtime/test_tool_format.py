@@ -12,6 +12,7 @@ from tierwise.runtime.chat import Call, JSONObject, Message, Tool, ToolCall
 from tierwise.runtime.chat_template import ChatTemplate
 from tierwise.runtime.harmony import HARMONY
 from tierwise.runtime.tool_format import (
+    GEMMA,
     GLM,
     HERMES,
     JSON_LINES,
@@ -58,8 +59,8 @@ def test_what_is_written_is_read(tool_format: ToolFormat, calls: tuple[ToolCall,
 def test_a_reply_that_was_cut_off_after_the_arguments_is_read(tool_format: ToolFormat) -> None:
     written = tool_format.write([SLY, ADD])
     last = "}}" if tool_format.body == "json" else "}"
-    if tool_format.tagged:
-        last = tool_format.tagged.end
+    if tool_format.syntax:
+        last = tool_format.syntax.end
     whole = written.rindex(last) + len(last)
     for end in range(written.rindex("add") + 1, len(written)):
         read = tool_format.calls(written[:end], TOOLS)
@@ -155,6 +156,7 @@ FOUND = {
     "phi3.5": JSON_LINES,
     "gemma2": JSON_LINES,
     "gemma3": JSON_LINES,
+    "gemma4": GEMMA,
     "smollm2": JSON_LINES,
     "smollm3": JSON_LINES,
     "deepseek-r1-distill": JSON_LINES,
@@ -212,7 +214,7 @@ def test_ids_and_several_calls_of_a_turn_need_no_care(name: str) -> None:
     template = load(name)
     prompt = template.render(Call(talk, tools=(GET_WEATHER,)))
     both = [template.tool_format.write([replace(call, id="")]) for call in twice]
-    if not template.tool_format.tagged:
+    if not template.tool_format.syntax:
         both = ['"city": "A"', '"city": "B"']
     told = [prompt.index(text) for text in (*both, "A is wet", "B is wet")]
     if template.tool_format.many:

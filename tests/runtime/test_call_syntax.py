@@ -1,8 +1,9 @@
-"""Calls whose arguments stand between tags: what the grammar allows is what is read."""
+"""Calls whose arguments are no JSON object: what the grammar allows is what is read."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from tierwise.runtime.chat_template import ChatTemplate
 from tierwise.runtime.errors import ToolSchemaError
 from tierwise.runtime.grammar import GrammarCompiler, constraint_for
 from tierwise.runtime.llama import Model
-from tierwise.runtime.tagged_arguments import value_of
-from tierwise.runtime.tool_format import GLM, QWEN_CODER, ToolFormat
+from tierwise.runtime.tagged_arguments import Tagged, value_of
+from tierwise.runtime.tool_format import GEMMA, GLM, QWEN_CODER, ToolFormat
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 POINT = {
@@ -28,7 +29,10 @@ ROOT: dict[str, Any] = {
     "$defs": {"Point": POINT, "Color": {"enum": ["red", "green"]}, "Round": {"$ref": "#/$defs/It"}},
 }
 
-every_format = pytest.mark.parametrize("tool_format", [QWEN_CODER, GLM], ids=lambda f: f.name)
+every_format = pytest.mark.parametrize(
+    "tool_format", [QWEN_CODER, GLM, GEMMA], ids=lambda f: f.name
+)
+tagged_format = pytest.mark.parametrize("tool_format", [QWEN_CODER, GLM], ids=lambda f: f.name)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +130,8 @@ def test_arguments_come_in_order_and_optional_ones_may_be_left_out(
     for given in ("b", "ab", "bc", "abc"):
         assert allows(tool_format, parameters, dict.fromkeys(given, 1)), given
     for given in ("", "a", "ac", "ba", "bd"):
-        assert not allows(tool_format, parameters, dict.fromkeys(given, 1)), given
+        in_order = tool_format is GEMMA and given == "ba"  # whatever order they are given in
+        assert allows(tool_format, parameters, dict.fromkeys(given, 1)) is in_order, given
 
 
 @every_format
@@ -142,14 +147,14 @@ def test_other_arguments_where_the_schema_allows_them(allows: Any, tool_format: 
     assert not allows(tool_format, numbers, {"a": "x", "some": "text"})
 
 
-@every_format
+@tagged_format
 def test_a_schema_that_cannot_be_is_named(tool_format: ToolFormat) -> None:
     tool = Tool("do", "", {"properties": {"a": {"enum": [{1}]}}})
     with pytest.raises(ToolSchemaError, match="tool 'do', property 'a': its schema is not JSON"):
         constraint_for(Call((Message("user", "hi"),), (tool,)), tool_format)
 
 
-@every_format
+@tagged_format
 def test_what_is_no_whole_call_is_none(tool_format: ToolFormat) -> None:
     tools = {"do": {"properties": {"a": {"type": "integer"}, "b": {"type": "string"}}}}
     good = tool_format.write([ToolCall("do", {"a": 1, "b": "x"})])
@@ -162,9 +167,9 @@ def test_what_is_no_whole_call_is_none(tool_format: ToolFormat) -> None:
         good + " And so on.",
     ):
         assert bad != good and tool_format.calls(bad, tools) == (), bad
-    assert tool_format.tagged is not None
+    assert isinstance(tool_format.syntax, Tagged)
     twice = tool_format.write([ToolCall("do", {"b": "x"})])
-    one = twice[twice.index(tool_format.tagged.open) : twice.rindex(tool_format.tagged.end)]
+    one = twice[twice.index(tool_format.syntax.open) : twice.rindex(tool_format.syntax.end)]
     assert tool_format.calls(twice.replace(one, one * 2), tools) == ()
 
 
@@ -193,3 +198,91 @@ def test_history_is_written_as_the_reply_was(name: str) -> None:
     results = tuple(Message("tool", "done", tool_call_id=i, tool_name="do") for i in "12")
     prompt = template.render(Call((*talk, *results), (tool,)))
     assert template.tool_format.write(calls) in prompt
+
+
+# --- Gemma's own notation -------------------------------------------------------------------------
+
+DEEP: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "who": {
+            "type": "object",
+            "properties": {"name": {"type": "string"}, "Age": {"type": "integer"}},
+            "required": ["name"],
+        },
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 1, "maxItems": 3},
+        "none": {"type": "array", "maxItems": 0},
+        "two": {"type": "array", "items": {"type": "number"}, "minItems": 2},
+        "other": {"type": "object", "additionalProperties": {"type": "boolean"}},
+    },
+}
+
+
+def test_values_within_values(allows: Any) -> None:
+    for right in (
+        {},
+        {"who": {"name": "Ann"}},
+        {"who": {"Age": 5, "name": "{a:<b>,[c]}"}, "tags": ["a", "b", "a"]},
+        {"none": [], "two": [1, 2.5, -3], "other": {"x": True, "y": False}},
+        {"other": {}},
+    ):
+        assert allows(GEMMA, DEEP, right), right
+    for wrong in (
+        {"who": {}},
+        {"who": {"name": "Ann", "Age": "5"}},
+        {"who": {"name": "Ann", "more": 1}},
+        {"tags": []},
+        {"tags": ["a"] * 4},
+        {"tags": ["c"]},
+        {"none": [1]},
+        {"two": [1]},
+        {"other": {"x": 1}},
+    ):
+        assert not allows(GEMMA, DEEP, wrong), wrong
+
+
+def test_the_notation_is_that_of_the_template() -> None:
+    given = {"b": [1, "x", {"z": True, "A": 2.5}], "a": "<b> ü\n", "C": {}}
+    call = ToolCall("do", given)
+    assert GEMMA.write([call, ToolCall("do", {})]) == (
+        '<|tool_call>call:do{a:<|"|><b> ü\n<|"|>,b:[1,<|"|>x<|"|>,{A:2.5,z:true}],C:{}}<tool_call|>'
+        "<|tool_call>call:do{}<tool_call|>"
+    )
+    template = ChatTemplate((TEMPLATES / "gemma4.jinja").read_text(encoding="utf-8"))
+    talk = (
+        Message("user", "Go."),
+        Message("assistant", "I will.", (replace(call, id="1"), ToolCall("do", {}, "2"))),
+        Message("tool", "done", tool_call_id="1", tool_name="do"),
+        Message("tool", "again", tool_call_id="2", tool_name="do"),
+    )
+    prompt = template.render(Call(talk, (Tool("do", "Does.", {"type": "object"}),)))
+    results = (
+        f'<|tool_response>response:do{{value:<|"|>{text}<|"|>}}<tool_response|>'
+        for text in ("done", "again")
+    )
+    calls = GEMMA.write([call, ToolCall("do", {})])
+    assert f"I will.<turn|>\n<|turn>model\n{calls}{''.join(results)}" in prompt
+
+
+def test_templates_that_find_the_results_themselves() -> None:
+    """Later versions look for them among the messages that follow."""
+    source = (TEMPLATES / "gemma4.jinja").read_text(encoding="utf-8")
+    old = "{{- '<|turn>' + role + '\\n' }}"
+    new = "{%- if role == 'tool' -%}{{ '<|tool_response>' + message['content'] }}{%- endif -%}"
+    assert old in source
+    template = ChatTemplate(source.replace(old, new + old))
+    assert template.tool_format is GEMMA
+    call = Message("assistant", tool_calls=(ToolCall("do", {}, "1"),))
+    talk = (Message("user", "Go."), call, Message("tool", "done", (), "1", "do"))
+    prompt = template.render(Call(talk, (Tool("do", "", {}),)))
+    assert "<|tool_response>done<|turn>tool" in prompt and "response:do" not in prompt
+
+
+def test_what_is_no_whole_call_of_gemma_is_none() -> None:
+    tools: dict[str, Any] = {"do": {}}
+    assert GEMMA.calls("<|tool_call>call:do{a:1}<tool_call|>", tools)
+    for bad in (
+        *("do", "do{", "do{a}", "do{a:}", "do{a:1", "do{a:1,}", "do{a:1 b:2}", "do{a:1,a:2}"),
+        *('do{a:<|"|>x}', "do{a:x}", "do{a:[1}", "do{a:[1,]}", "undo{}", "do{a:" + "[" * 5000),
+    ):
+        assert GEMMA.calls(f"<|tool_call>call:{bad}<tool_call|>", tools) == (), bad
