@@ -17,9 +17,10 @@ _CALL = Call(
 
 def chat_documents(tasks: Iterable[Task], template: ChatTemplate) -> tuple[str, ...]:
     """Each task's prompt through the chat template, followed by its right answer."""
+    form = template.tool_format
     return tuple(
         template.render(task.call)
-        + (template.tool_format.write(task.expected.tool_calls) or task.expected.text)
+        + (form.write(task.expected.tool_calls) or form.answer + task.expected.text)
         for task in tasks
     )
 

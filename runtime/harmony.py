@@ -26,13 +26,13 @@ HARMONY = ToolFormat(
     body="named",
     arguments_tag="<|channel|>commentary json<|message|>",
     many=False,
+    answer="<|channel|>final<|message|>",
 )
 """gpt-oss, as its template writes calls. Replies are read by `HarmonyParser`."""
 
 HARMONY_TAGS = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>")
 
 _ANALYSIS, _COMMENTARY = "<|channel|>analysis", "<|channel|>commentary"
-_FINAL = "<|channel|>final<|message|>"
 _MESSAGE, _END = "<|message|>", "<|end|>"
 _NEXT = "<|end|><|start|>assistant"
 _BEGINNINGS = ("<|channel|>", "to=functions.", "<|start|>assistant")
@@ -49,12 +49,11 @@ def harmony_rules(call: Call, reply: str | None) -> str:
     Raises:
         ToolSchemaError: A tool's parameters are no object, or a schema is not JSON.
     """
-    rules = [] if reply is None else [reply]
-    answers = (
-        [] if call.must_call else [f"{literal(_FINAL)} {'TEXT' if reply is None else 'reply'}"]
-    )
-    if reply is None and not call.must_call:
-        rules.append("TEXT: /(?s:.*)/")
+    rules: list[str] = []
+    answers: list[str] = []
+    if not call.must_call:
+        rules.append(reply or "reply: /(?s:.*)/")
+        answers.append(f"{literal(HARMONY.answer)} reply")
     for index, tool in enumerate(call.usable_tools):
         to = f" to=functions.{tool.name}"
         heads = " | ".join(

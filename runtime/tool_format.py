@@ -49,6 +49,7 @@ class ToolFormat:
         syntax: What stands in each call instead, where arguments are no JSON object.
         lead: A tag that may stand before the first call.
         many: Whether one reply may hold several calls.
+        answer: What stands before the words of a reply that calls nothing.
     """
 
     name: str
@@ -64,6 +65,7 @@ class ToolFormat:
     syntax: Tagged | Braced | None = None
     lead: str = ""
     many: bool = True
+    answer: str = ""
 
     @property
     def trigger(self) -> str:

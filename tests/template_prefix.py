@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 from tierwise.runtime.chat import Call, Message
 from tierwise.runtime.chat_template import ChatTemplate
-from tierwise.runtime.harmony import HARMONY
 from tierwise.runtime.tool_format import THINK_TAGS
 
 
@@ -89,9 +88,9 @@ def prefix_breaks(template: ChatTemplate, call: Call) -> Iterator[PrefixBreak]:
 def reply_text(template: ChatTemplate, message: Message) -> str:
     """What the model writes when it answers with this message."""
     calls = template.tool_format.write(message.tool_calls)
-    if template.tool_format is HARMONY and not calls:
-        return f"<|channel|>final<|message|>{message.content}"
     answer = "\n".join(filter(None, (message.content, calls)))
+    if not calls:
+        answer = template.tool_format.answer + answer
     if template.thinking == "no" or not message.reasoning:
         return answer
     opening, closing = THINK_TAGS

@@ -238,6 +238,8 @@ class Renderer:
         message = conversation.messages[turn]
         calls = self.template.tool_format.write(message.tool_calls)
         said = "\n".join(part for part in (message.content, calls) if part)
+        if said and not calls:
+            said = self.template.tool_format.answer + said
         whole = self.template.render(conversation.call(turn + 1))
         start = len(prompt) if whole.startswith(prompt) else None
         if start is None or not said or not whole.startswith(said, start):

@@ -16,6 +16,7 @@ from tierwise.compression.distillation.conversations import (
     identified,
 )
 from tierwise.runtime.chat import Message, Tool, ToolCall
+from tierwise.runtime.chat_template import ChatTemplate
 from tierwise.runtime.llama import Model
 from tierwise.runtime.prompt_tokens import PromptTokenizer
 
@@ -105,7 +106,9 @@ def test_every_template_gives_its_answers(tmp_path: Path, name: str) -> None:
         told = [text for document in documents for text in spans(document, model)]
         assert len(told) == 3
         assert "get_weather" in told[0] and "Oslo" in told[0]
-        assert told[1].startswith("It is 4 degrees.") and told[2].startswith("You are welcome.")
+        begin = ChatTemplate.of(model).tool_format.answer
+        assert told[1].startswith(f"{begin}It is 4 degrees.")
+        assert told[2].startswith(f"{begin}You are welcome.")
         for document in documents:
             assert "Weather in Oslo?" in whole(document, model)
             assert not document.answer[0]

@@ -10,6 +10,7 @@ from tiny_models import CHATML, CHATML_TOOLS, END, START
 from tierwise.evaluation.task_generator import generate_tasks
 from tierwise.evaluation.texts import chat_documents, take_tokens
 from tierwise.runtime.chat_template import ChatTemplate
+from tierwise.runtime.harmony import HarmonyParser
 from tierwise.runtime.llama import Model
 from tierwise.runtime.reply_parser import ReplyParser
 
@@ -35,6 +36,19 @@ def test_documents_are_prompts_with_their_right_answers(source: str) -> None:
             assert found == [(call.name, call.arguments) for call in task.expected.tool_calls]
         else:
             assert answer == task.expected.text
+
+
+def test_of_gpt_oss_the_answer_names_its_channel() -> None:
+    path = Path(__file__).parents[1] / "templates" / "gpt-oss.jinja"
+    template = ChatTemplate(path.read_text(encoding="utf-8"))
+    for task in generate_tasks(24, split="calibration"):
+        (document,) = chat_documents([task], template)
+        parser = HarmonyParser(task.call)
+        parser.push(document.removeprefix(template.render(task.call)))
+        parsed = parser.finish()
+        assert parsed.text == ("" if task.expected.tool_calls else task.expected.text)
+        found = [(call.name, call.arguments) for call in parsed.tool_calls]
+        assert found == [(call.name, call.arguments) for call in task.expected.tool_calls[:1]]
 
 
 def test_no_tasks_no_documents() -> None:
