@@ -24,7 +24,7 @@ def start(engine: Engine, text: str = "hi", **fields: Any) -> GenerationStream:
     return engine.submit(ask(engine, text, **fields))
 
 
-def wait_until(true: Callable[[], object], timeout_s: float = 60.0) -> None:
+def wait_until(true: Callable[[], object], timeout_s: float = 300.0) -> None:
     """Returns as soon as something is so; fails if it never is."""
     end = time.monotonic() + timeout_s
     while not true():

@@ -261,9 +261,9 @@ def test_hashes_are_the_same_for_ever() -> None:
 
 def test_of_long_texts_both_ends_are_read() -> None:
     middle = "lorem ipsum " * 100_000
-    began = time.process_time()
+    began = time.thread_time()
     a = text_features(f"alpha {middle} omega")
-    assert time.process_time() - began < 2
+    assert time.thread_time() - began < 2
     b = text_features(f"alpha {middle} other")
     c = text_features(f"other {middle} omega")
     assert not np.array_equal(a, b) and not np.array_equal(a, c)

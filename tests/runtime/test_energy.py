@@ -52,12 +52,12 @@ def test_a_counter_that_started_again_is_read_on(tmp_path: Path) -> None:
 )
 def test_on_battery_its_power_is_taken(tmp_path: Path, values: dict[str, int]) -> None:
     battery(tmp_path, "Discharging", **values)
-    meter = EnergyMeter(threads=2, system=tmp_path)
     began = time.perf_counter()
+    meter = EnergyMeter(threads=2, system=tmp_path)
     time.sleep(0.05)
     found = meter.lap()
     assert found.source == "battery"
-    assert 0.05 * 12 <= found.joules <= 12 * (time.perf_counter() - began) + 0.1
+    assert 0.05 * 12 <= found.joules <= 12 * (time.perf_counter() - began)
 
 
 def test_elsewhere_it_is_estimated_and_says_so(tmp_path: Path) -> None:

@@ -336,7 +336,7 @@ def test_a_deadline_ends_a_generation(rambler: Engine) -> None:
 
 
 def test_a_deadline_holds_while_a_request_waits(rambler: Engine) -> None:
-    first = rambler.submit(ask(rambler, max_tokens=800))
+    first = rambler.submit(ask(rambler))  # to the end of the context
     second = rambler.submit(ask(rambler, deadline=time.monotonic()))
     with pytest.raises(CallTimeoutError):
         second.result()
@@ -451,7 +451,7 @@ def test_a_dropped_engine_ends_its_thread(scripted: Path) -> None:
     thread = engine._thread
     del engine
     gc.collect()
-    thread.join(timeout=30)
+    thread.join(timeout=120)
     assert not thread.is_alive()
 
 
@@ -463,7 +463,7 @@ def test_an_engine_dropped_while_it_works_finishes_its_requests(scripted: Path) 
     assert [stream.result().text for stream in streams] == [REPLY] * 12
     streams.clear()
     gc.collect()
-    thread.join(timeout=30)
+    thread.join(timeout=120)
     assert not thread.is_alive()
 
 
@@ -495,7 +495,7 @@ def test_the_interpreter_exits_during_a_generation(chatty: Path, how: str) -> No
         [sys.executable, "-c", EXIT, str(chatty), how],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     expected = (3, "ended\n") if how == "raise" else (0, "bye\nended\n")

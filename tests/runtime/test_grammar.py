@@ -468,12 +468,12 @@ def test_free_text_costs_next_to_nothing(smollm: Model) -> None:
     tokens = smollm.tokenize(
         "The quick brown fox jumps over the lazy dog, {x} <b> and so on. " * 100
     )
-    began = time.process_time()
+    began = time.thread_time()
     for token in tokens:
         assert matcher.validate_tokens([token]) == 1
         matcher.consume_token(token)
         assert matcher.compute_ff_tokens() == []
-    assert (time.process_time() - began) / len(tokens) < 100e-6
+    assert (time.thread_time() - began) / len(tokens) < 100e-6
 
 
 # --- Schemas --------------------------------------------------------------------------------------
@@ -750,7 +750,7 @@ def test_what_is_known_does_not_wait_for_a_compilation(model: Model) -> None:
     with compiler._compiling:
         found = threading.Thread(target=compiler.matcher, args=('start: "a"',), daemon=True)
         found.start()
-        found.join(10)
+        found.join(60)
         assert not found.is_alive()
 
 
