@@ -81,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
         server.asked.append(asked)
         server.keys.append(self.headers.get("authorization", ""))
         if server.mode == "hang":
-            server.over.wait(20)
+            server.over.wait(300)
             return
         status = {"throttle": 429, "broken": 500, "refuse": 400}.get(server.mode)
         if not self.path.startswith("/v1/"):

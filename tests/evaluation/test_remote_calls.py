@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from engine_calls import wait_until
 from openai_server import OpenAIServer, openai_server
 
 from tierwise.evaluation.remote_calls import (
@@ -28,8 +29,10 @@ def server() -> Iterator[OpenAIServer]:
         yield running
 
 
-def asker_of(server: OpenAIServer, *, break_s: float = 0.01, **options: Any) -> RemoteAsker:
-    tier = RemoteTier(name="far", url=server.url, model="great-model", timeout_s=0.5)
+def asker_of(
+    server: OpenAIServer, *, break_s: float = 0.01, timeout_s: float = 60.0, **options: Any
+) -> RemoteAsker:
+    tier = RemoteTier(name="far", url=server.url, model="great-model", timeout_s=timeout_s)
     return RemoteAsker(tier, break_s=break_s, **options)
 
 
@@ -39,6 +42,7 @@ def calls(count: int) -> list[Call]:
 
 def test_all_are_answered_several_at_once(server: OpenAIServer) -> None:
     server.knows = {f"question {n}?": f"answer {n}" for n in range(12)}
+    server.pause_s = 0.05  # so that one is still at it when the next begins
     found = dict(asker_of(server).ask(calls(12)))
     assert {n: one.reply.text for n, one in found.items()} == {n: f"answer {n}" for n in range(12)}
     assert all(one.seconds > 0 and one.fault is None for one in found.values())
@@ -69,8 +73,8 @@ def test_it_is_not_waited_for_too_long(server: OpenAIServer) -> None:
 def test_a_server_out_of_reach_is_given_up(server: OpenAIServer, mode: str) -> None:
     server.mode = mode
     with pytest.raises(RemoteError, match="remote tier 'far'"):
-        list(asker_of(server).ask(calls(1)))
-    assert len(server.asked) == 3
+        list(asker_of(server, timeout_s=1.0 if mode == "hang" else 60.0).ask(calls(1)))
+    wait_until(lambda: len(server.asked) == 3)
 
 
 def test_what_came_before_is_not_lost(server: OpenAIServer) -> None:
@@ -92,7 +96,7 @@ def test_what_came_before_is_not_lost(server: OpenAIServer) -> None:
 def test_time_that_is_up_allows_no_break(server: OpenAIServer) -> None:
     server.mode = "broken"
     with pytest.raises(RemoteError):
-        list(asker_of(server, break_s=60, ends=time.monotonic() + 1).ask(calls(1)))
+        list(asker_of(server, break_s=1000, ends=time.monotonic() + 500).ask(calls(1)))
     assert len(server.asked) == 1
 
 

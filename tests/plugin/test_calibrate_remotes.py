@@ -43,7 +43,7 @@ def server() -> Iterator[OpenAIServer]:
 def folder(tmp_path: Path, server: OpenAIServer) -> Path:
     file = write_scripted_gguf(tmp_path / "local.gguf", LOCAL, context=2048)
     family = make_family(tmp_path / "family", [TierSpec("local", file)])
-    connect(family, RemoteTier(name="far", url=server.url, model="m", success=0.01, timeout_s=5))
+    connect(family, RemoteTier(name="far", url=server.url, model="m", success=0.01, timeout_s=60))
     return family.folder
 
 

@@ -126,10 +126,10 @@ def test_a_proxy_is_what_must_be_reached(online: pytest.MonkeyPatch) -> None:
 
 
 def test_a_hub_that_does_not_answer_is_a_warning(online: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    online.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")
-    finding = find(examine(), "network")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # nobody else may have the port, and nobody listens
+        online.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        finding = find(examine(), "network")
     assert finding.status == "warn"
     assert "127.0.0.1 cannot be reached" in finding.detail
 

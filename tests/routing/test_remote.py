@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
+import os
+import re
 import subprocess
 import sys
 import time
@@ -13,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from calibration_factory import PLENTY
 from family_factory import TierSpec, make_family
@@ -105,12 +105,13 @@ def test_the_same_for_coroutines(routers: Any, server: OpenAIServer) -> None:
 
 @pytest.mark.parametrize("wait", [answer, lambda *a, **o: asyncio.run(aanswer(*a, **o))])
 def test_what_is_not_over_in_time_is_cut(routers: Any, server: OpenAIServer, wait: Any) -> None:
-    server.knows = {"banana": "word " * 2000}
     router = routers(server.url)
+    assert wait(router, CALL, pin="far").reply.text == "From far away."  # all is imported
+    server.knows = {"banana": "word " * 2000}
     found = wait(router, CALL, budget=Budget(seconds_per_call=1.0), pin="far")
     assert found.reply.finish_reason == "length"
     assert 5 < len(found.reply.text.split()) < 1000
-    assert found.seconds < 3
+    assert found.seconds < 9  # all of it takes more than ten
     server.knows = {}
     assert wait(router, CALL, pin="far").reply.text == "From far away."
 
@@ -149,9 +150,10 @@ def test_it_is_asked_last_and_what_it_takes_is_learned(routers: Any, server: Ope
     assert decision.tier == "local"  # no better as far as anybody knows, and slower
     far = decision.forecasts[1]
     assert far.memory_bytes == 0 and far.joules == 0 and far.feasible
-    for _ in range(12):
+    server.pause_s = 0.1
+    for _ in range(5):
         answer(router, CALL, pin="far")
-    assert router.decide(CALL).forecasts[1].seconds < 0.6 * far.seconds
+    assert router.decide(CALL).forecasts[1].seconds > 1.5 * far.seconds
     better = routers(server.url, Budget(quality=1.0), success=0.99)
     assert better.decide(CALL).tier == "far"
     assert [one.name for one in better.better_than("local")] == ["far"]
@@ -172,16 +174,20 @@ def test_a_server_that_fails_is_routed_around(
     routers: Any, server: OpenAIServer, mode: str, said: str
 ) -> None:
     server.mode = mode
-    router = routers(server.url, Budget(quality=1.0), success=0.99, timeout_s=0.5)
-    began = time.monotonic()
+    server.retry_after = "1000"
+    limit = {"timeout_s": 0.5} if mode == "hang" else {}
+    router = routers(server.url, Budget(quality=1.0), success=0.99, **limit)
+    if mode != "throttle":
+        router.remote("far").tier._failures = 6  # after so many it is left alone for a minute
     result = answer(router, CALL)
     assert result.final.decision.tier == "local" and result.reply.text == FRUIT["banana"]
-    assert time.monotonic() - began < 10
     after = router.decide(CALL)
-    assert after.tier == "local" and "asked again in" in after.forecasts[1].verdict
-    assert said in after.forecasts[1].verdict
+    verdict = after.forecasts[1].verdict
+    assert after.tier == "local" and said in verdict
+    left = re.search(r"asked again in (\d+) s", verdict)
+    assert left is not None
     if mode == "throttle":  # as long as the server asked for
-        assert "asked again in 30 s" in after.forecasts[1].verdict
+        assert 60 < int(left[1]) <= 1000
     count = len(server.asked)
     answer(router, CALL)
     assert len(server.asked) == count  # and is left alone meanwhile
@@ -203,10 +209,10 @@ def test_a_call_that_came_to_nothing_does_not_stop_others(
 def test_the_caller_s_own_limit_is_no_fault_of_the_server(
     routers: Any, server: OpenAIServer
 ) -> None:
-    server.pause_s = 0.4  # between pieces
+    server.pause_s = 1.0  # between pieces
     router = routers(server.url, Budget(quality=1.0), success=0.99)
     with pytest.raises(CallTimeoutError, match="'far' gave no whole reply"):
-        answer(router, replace(CALL, timeout_s=0.6))
+        answer(router, replace(CALL, timeout_s=2.5))
     assert router.decide(CALL).tier == "far"
 
 
@@ -280,7 +286,7 @@ def test_after_its_break_it_is_asked_again(routers: Any, server: OpenAIServer) -
     router = routers(server.url, Budget(quality=1.0), success=0.99)
     answer(router, CALL)
     server.mode = "ok"
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 300
     while answer(router, CALL).final.decision.tier != "far":
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -289,6 +295,7 @@ def test_after_its_break_it_is_asked_again(routers: Any, server: OpenAIServer) -
 def test_a_pinned_server_that_fails_says_so(routers: Any, server: OpenAIServer) -> None:
     server.mode = "broken"
     router = routers(server.url)
+    router.remote("far").tier._failures = 6  # after so many it is left alone for a minute
     with pytest.raises(RemoteError, match=r"remote tier 'far' at http://127\.0\.0\.1.*500"):
         answer(router, CALL, pin="far")
     with pytest.raises(NoFeasibleTierError, match="asked again in"):
@@ -344,24 +351,24 @@ def llama_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     file = write_scripted_gguf(
         tmp_path_factory.mktemp("served") / "served.gguf", {**FRUIT, "extra": "Yes."}, context=2048
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     command = [sys.executable, "-m", "llama_cpp.server", "--model", str(file), "--n_ctx", "1024"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--n_threads", "1"]
-    command += ["--model_alias", "great-model"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
-        url = f"http://127.0.0.1:{port}/v1"
-        deadline = time.monotonic() + 120
-        while True:
-            assert running.poll() is None and time.monotonic() < deadline
-            try:
-                httpx.get(f"{url}/models", timeout=5).raise_for_status()
-                break
-            except httpx.HTTPError:
-                time.sleep(0.2)
-        yield url
-        running.terminate()
+    command += ["--n_threads", "1", "--model_alias", "great-model"]
+    # A port that is free now may be another's by the time the server is up: it takes one itself.
+    environment = {**os.environ, "HOST": "127.0.0.1", "PORT": "0"}
+    said = file.with_suffix(".log")
+    with (
+        said.open("wb") as log,
+        subprocess.Popen(command, env=environment, stdout=log, stderr=log) as running,
+    ):
+        try:
+            deadline = time.monotonic() + 300
+            pattern = re.compile(r"running on (http://127\.0\.0\.1:\d+)")
+            while (found := pattern.search(said.read_text(errors="replace"))) is None:
+                assert running.poll() is None and time.monotonic() < deadline
+                time.sleep(0.1)
+            yield f"{found[1]}/v1"
+        finally:
+            running.terminate()
 
 
 @pytest.mark.slow
