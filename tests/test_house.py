@@ -67,7 +67,7 @@ def modules(root: Path) -> Iterator[tuple[str, Path]]:
 
 def run_python(code: str) -> str:
     run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
     )
     assert run.returncode == 0, run.stderr
     return run.stdout

@@ -476,7 +476,7 @@ def run(base: Path) -> Run:
     ) -> subprocess.CompletedProcess[str]:
         config = json.dumps({**PINNED, **options})
         command = [sys.executable, "-c", SCRIPT, str(base), str(out), config, victim, how]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
     return run
 

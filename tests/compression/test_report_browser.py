@@ -35,6 +35,7 @@ def browse(page: Path, folder: Path, *options: str) -> str:
     """Runs the browser without a window; what it prints."""
     assert BROWSER is not None
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+    command += ["--disable-dev-shm-usage"]  # containers have little of it
     command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     command += ["--hide-scrollbars", f"--user-data-dir={folder / 'profile'}", *options]
     done = subprocess.run(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -71,10 +70,10 @@ def test_the_work_runs_elsewhere() -> None:
 def test_ctrl_c_is_answered_at_once() -> None:
     release = threading.Event()
     timer = threading.Timer(0.05, signal.raise_signal, [signal.SIGINT])
-    began = time.perf_counter()
-    timer.start()
+    ended: list[bool] = []
     with pytest.raises(KeyboardInterrupt):
-        interruptible(lambda: release.wait(30))
-    assert time.perf_counter() - began < 5
+        timer.start()
+        interruptible(lambda: ended.append(release.wait(300)))
+    assert ended == []  # it was not waited for
     release.set()
     timer.join()

@@ -67,7 +67,7 @@ def leases(model: ChatTierwise) -> int:
 
 
 async def soon(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.002)

@@ -16,7 +16,9 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from engine_calls import wait_until
 from rich.console import Console
 from tiny_models import write_scripted_gguf, write_tiny_gguf
 from typer.testing import CliRunner
@@ -549,7 +551,7 @@ app()
 
 READLINE_S = 0.5
 """CPython's readline hears a Ctrl-C that comes between its prompt and its select() only at the
-next key. No person is that quick."""
+next key. No person is that quick, and a process that is busy for longer is waited for."""
 
 
 class Terminal:
@@ -575,7 +577,16 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.fd, text.encode())
 
-    def wait_for(self, pattern: str, seconds: float = 60) -> None:
+    def press_ctrl_c_at_the_prompt(self) -> None:
+        """As soon as a key is waited for: the main thread sleeps, at every look for a while."""
+        process, since = psutil.Process(self.process.pid), time.monotonic()
+        while time.monotonic() - since < READLINE_S:
+            if process.status() != psutil.STATUS_SLEEPING:
+                since = time.monotonic()
+            time.sleep(0.01)
+        self.type("\x03")
+
+    def wait_for(self, pattern: str, seconds: float = 300) -> None:
         """Reads until the pattern turns up; what came before it is forgotten."""
         deadline = time.monotonic() + seconds
         while (found := re.search(pattern, self.seen)) is None:
@@ -615,7 +626,7 @@ def test_a_chat(family: Path) -> None:
         shown.type("hello again\n")
         shown.wait_for("small was asked for by name")
         shown.type("/exit\n")
-        assert shown.process.wait(timeout=60) == 0
+        assert shown.process.wait(timeout=300) == 0
 
 
 @needs_terminal
@@ -629,13 +640,11 @@ def test_ctrl_c_stops_the_reply_and_a_second_one_leaves(family: Path) -> None:
         shown.type("/explain\n")  # any other line in between, and it is a first one again
         shown.wait_for("nothing was asked yet")
         shown.wait_for("> ")
-        time.sleep(READLINE_S)
-        shown.type("\x03")
+        shown.press_ctrl_c_at_the_prompt()
         shown.wait_for("Ctrl-C once more leaves")
         shown.wait_for("> ")
-        time.sleep(READLINE_S)
-        shown.type("\x03")
-        assert shown.process.wait(timeout=60) == 130
+        shown.press_ctrl_c_at_the_prompt()
+        assert shown.process.wait(timeout=300) == 130
 
 
 @needs_terminal
@@ -643,7 +652,7 @@ def test_end_of_input_leaves(family: Path) -> None:
     with terminal("run", family, *SHORT) as shown:
         shown.wait_for("> ")
         shown.type("\x04")
-        assert shown.process.wait(timeout=60) == 0
+        assert shown.process.wait(timeout=300) == 0
 
 
 @needs_terminal
@@ -658,7 +667,7 @@ def test_ctrl_c_in_a_build_says_how_to_go_on(built: Path, tmp_path: Path) -> Non
         shown.type("\x03")
         shown.wait_for("✗ Observing activations")
         shown.wait_for("stopped; the same command goes on where it was")
-        assert shown.process.wait(timeout=120) == 130
+        assert shown.process.wait(timeout=300) == 130
     assert not (tmp_path / "out" / "family.json").exists()
 
 
@@ -696,12 +705,12 @@ def test_the_reporter_draws_a_bar_on_a_terminal_and_leaves_a_line() -> None:
     reporter = RichReporter(Console(file=out, force_terminal=True, width=100))
     with reporter.stage("Making [q4_0]") as progress:
         progress("3 of 7 tensors", 3 / 7)
-        time.sleep(0.3)  # the bars are drawn ten times a second
+        wait_until(lambda: "3 of 7 tensors" in ESCAPES.sub("", out.getvalue()))
     reporter.note("dropped: q5_k [hardly smaller]")
     text = ESCAPES.sub("", out.getvalue())
     assert "3 of 7 tensors" in text
     assert "━" in text
-    assert re.search(r"✓ Making \[q4_0\] 0\.\d s\n", text)
+    assert re.search(r"✓ Making \[q4_0\] \d+\.\d s\n", text)
     assert text.endswith("dropped: q5_k [hardly smaller]\n")
 
 
@@ -710,7 +719,7 @@ def test_the_reporter_marks_a_stage_that_failed() -> None:
     reporter = RichReporter(Console(file=out))
     with pytest.raises(ValueError, match="broken"), reporter.stage("Reading"):
         raise ValueError("broken")
-    assert re.fullmatch(r"✗ Reading 0\.\d s\n", out.getvalue())
+    assert re.fullmatch(r"✗ Reading \d+\.\d s\n", out.getvalue())
 
 
 def test_piped_tables_are_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:

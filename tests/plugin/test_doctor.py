@@ -110,6 +110,7 @@ def test_offline_is_said() -> None:
 def online(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for name in ("HF_HUB_OFFLINE", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(doctor, "NETWORK_WAIT_S", 60.0)
     return monkeypatch
 
 

@@ -18,7 +18,7 @@ except tierwise.TierwiseError as error:
 
 
 def test_decision_models_name_the_version_that_they_need() -> None:
-    run = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith(
         "MissingExtraError True TierwiseDecisionModel needs langchain-core"

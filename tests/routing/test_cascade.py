@@ -288,10 +288,10 @@ def test_a_reply_is_cut_where_its_seconds_end(make_router: MakeRouter, babbler: 
 def test_half_a_call_is_of_no_use_and_gets_more_time(make_router: MakeRouter) -> None:
     router = make_router(script())
     budget = Budget(seconds_per_call=2.0)
-    words, tools = (_Cascade(router, call, budget, None, False) for call in (TALK, ASK))
-    for cascade, allowed in ((words, 2.0), (tools, 3.0)):
-        assert cascade.until is not None
-        assert cascade.until - time.monotonic() == pytest.approx(allowed, abs=0.5)
+    for call, allowed in ((TALK, 2.0), (ASK, 3.0)):
+        before = time.monotonic()
+        until = _Cascade(router, call, budget, None, False).until
+        assert until is not None and before + allowed <= until <= time.monotonic() + allowed
     assert _Cascade(router, ASK, Budget(), None, False).until is None
 
 
@@ -560,7 +560,7 @@ def test_structured_output_that_was_cut_off_after_showing_stands(make_router: Ma
 def wait_until_idle(router: Router) -> None:
     assert router.pool.resident()["small"].leases == 0
     with router.pool.acquire("small", context_tokens=100) as lease:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 300
         while lease.tier.engine.busy and time.monotonic() < deadline:
             time.sleep(0.001)
         assert not lease.tier.engine.busy
@@ -650,22 +650,21 @@ def test_a_call_whose_time_is_up(make_router: MakeRouter) -> None:
     assert answer(router, replace(TALK, timeout_s=60)).reply.text == "Hello!"
 
 
-@pytest.mark.timeout(60)
 def test_time_also_runs_while_waiting_for_a_tier(make_router: MakeRouter) -> None:
     family = make_router(script(), script()).family
     loading, go_on = threading.Event(), threading.Event()
 
     def slow() -> Resources:  # the pool asks it when it loads
         loading.set()
-        assert go_on.wait(timeout=30)
+        assert go_on.wait(timeout=300)
         return plenty()
 
     with Pool(family, probe=slow, threads=1) as pool, ThreadPoolExecutor(1) as other:
         router = Router(family, pool, Budget(quality=0.0), probe=plenty)
         first = other.submit(answer, router, TALK, pin="large")
-        assert loading.wait(timeout=30)
-        with pytest.raises(CallTimeoutError, match=r"could not be had .* in 0"):
-            answer(router, replace(TALK, timeout_s=0.2), pin="small")
+        assert loading.wait(timeout=300)
+        with pytest.raises(CallTimeoutError, match=r"could not be had .* in [01]"):
+            answer(router, replace(TALK, timeout_s=1.5), pin="small")
         go_on.set()
         assert first.result().reply.text == "Hello!"
 
@@ -718,7 +717,7 @@ def test_two_threads_at_once(make_router: MakeRouter) -> None:
     start = threading.Barrier(2)
 
     def ask(what: str) -> list[Answer]:
-        start.wait(timeout=30)
+        start.wait(timeout=300)
         call = Call((Message("user", f"Tell me of {what}"),), max_tokens=40)
         return [answer(router, call) for _ in range(8)]
 

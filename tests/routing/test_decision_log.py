@@ -160,7 +160,7 @@ def test_what_waits_is_written_at_the_end_of_the_process(tmp_path: Path, lines: 
     script = SCRIPT.format(
         tests=str(Path(__file__).parent), lines=lines.format(path=str(tmp_path / "log"))
     )
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=300)
     assert len(list(read_log(tmp_path / "log"))) == 99
 
 
@@ -171,7 +171,7 @@ def test_a_log_that_is_let_go_leaves_no_thread(tmp_path: Path) -> None:
     assert thread is not None and thread.is_alive()
     del log
     gc.collect()
-    thread.join(30)
+    thread.join(120)
     assert not thread.is_alive()
     assert len(list(read_log(tmp_path / "log"))) == 1
 
@@ -188,7 +188,7 @@ def test_a_log_may_be_let_go_in_the_middle_of_its_writer(tmp_path: Path) -> None
 
     thread = threading.Thread(target=within, daemon=True)
     thread.start()
-    thread.join(30)
+    thread.join(120)
     assert not thread.is_alive()
 
 

@@ -74,10 +74,10 @@ def test_a_reply_that_was_only_doubted_stands_where_no_better_one_comes(
         forecasts: Sequence[Forecast], budget: Budget, current: str | None
     ) -> tuple[str, str, tuple[Forecast, ...]]:
         if late and not forecasts[0].feasible:
-            time.sleep(1.6)
+            time.sleep(3.1)
         return feasible_first(forecasts, budget, current)
 
-    call = replace(CALL, timeout_s=1.5)
+    call = replace(CALL, timeout_s=3.0 if late else 60.0)
     with Pool(family, probe=lambda: PLENTY, threads=1) as pool:
         routed = Router(
             *(family, pool, Budget(quality=0.5)),
@@ -85,6 +85,7 @@ def test_a_reply_that_was_only_doubted_stands_where_no_better_one_comes(
             calibration=unsure,
             policy=slow_to_escalate,
         )
+        answer(routed, CALL, pin="small")  # loads it
         for result in (answer(routed, call), asyncio.run(aanswer(routed, call))):
             assert len(result.attempts) == (1 if late else 2)
             assert result.final.decision.tier == "small" and result.reply.text

@@ -340,7 +340,7 @@ def test_a_router_that_is_let_go_gives_up(family: Family, machine: Machine) -> N
             router.decide(CALL)
         wait_until(lambda: len(asked.wanted) == 1)
         del router
-        assert asked.stopped.wait(10)
+        assert asked.stopped.wait(60)
 
 
 def test_what_is_made_is_stopped_in_the_middle(family: Family) -> None:
@@ -385,7 +385,7 @@ def test_what_is_made_does_not_outlive_a_process_that_is_killed(family: Family) 
         server.kill()
     time.sleep(1.5)  # it looks every second, and so it does as soon as it goes on
     maker.resume()
-    gone, _ = psutil.wait_procs([maker], timeout=30)
+    gone, _ = psutil.wait_procs([maker], timeout=120)
     assert gone == [maker]
     assert list(VariantStore(family).usable()) == []
 

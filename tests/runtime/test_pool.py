@@ -744,12 +744,12 @@ def test_closing_wakes_those_that_wait(make_pool: MakePool) -> None:
         time.sleep(0.05)
         closing = threads.submit(pool.close)
         with pytest.raises(EngineClosedError):
-            waiting.result(10)
+            waiting.result(60)
         assert not closing.done()  # a tier that is being loaded must not be left behind
         with pool._changed:
             pool._loading = False
             pool._changed.notify_all()
-        closing.result(10)
+        closing.result(60)
 
 
 @pytest.mark.parametrize("options", [{"memory_bytes": 0}, {"threads": -1}])
