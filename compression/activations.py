@@ -66,7 +66,9 @@ class Activations:
     """What a pass over calibration text showed.
 
     Args:
-        imatrix: Mean squared activation per input channel, shape (width,), by tensor name.
+        imatrix: Mean squared activation per input channel, shape (width,), by tensor name; of a
+            mixture's experts one after the other, shape (experts · width,), each from the tokens
+            that came to it. One to which none came has the mean of the others.
         block_influence: Per layer, 0 for one that changes nothing; NaN for the first and the
             last, whose input or output llama.cpp does not show.
         tokens: How many were read.
@@ -126,7 +128,7 @@ def observe(
         progress: Called with what is done and its share in 0..1.
 
     Raises:
-        UnsupportedModelError: The model has tensors this cannot watch (mixtures of experts).
+        UnsupportedModelError: The model's activations are not F32.
     """
     collector = _Collector()
     longest = 1024
@@ -162,7 +164,9 @@ class _Collector:
 
     def __init__(self) -> None:
         self._sums: dict[str, NDArray[np.float64]] = {}
-        self._counts: dict[str, int] = {}
+        """By weight, shape (matrices, width): one matrix, or one for each expert."""
+        self._counts: dict[str, NDArray[np.int64]] = {}
+        """Rows that each matrix was multiplied by."""
         self._cosines: dict[int, float] = {}
         self._cosine_counts: dict[int, int] = {}
         self._hidden: tuple[int, NDArray[np.float32]] | None = None
@@ -176,7 +180,9 @@ class _Collector:
             weight = self._weight_of(pointer, tensor)
             layer = _layer_output(tensor.name)
             if not ask:
-                if weight is not None:
+                if weight is not None and tensor.src[2]:
+                    self._add_to_experts(weight, *(tensor.src[i].contents for i in range(3)))
+                elif weight is not None:
                     self._add_input(weight, tensor.src[1].contents)
                 elif layer is not None:
                     self._last = None  # the next batch may reuse what this one computed in
@@ -189,13 +195,7 @@ class _Collector:
     @staticmethod
     def _weight_of(pointer: int, tensor: _Tensor) -> str | None:
         """The name of the layer weight that this node multiplies by, if it does."""
-        operation = libggml.ggml_op_desc(pointer)
-        if operation == b"MUL_MAT_ID":
-            raise UnsupportedModelError(
-                "this model is a mixture of experts, whose activations cannot be collected yet. "
-                "Build without an importance matrix (imatrix: false in the recipe)."
-            )
-        if operation != b"MUL_MAT":
+        if libggml.ggml_op_desc(pointer) not in (b"MUL_MAT", b"MUL_MAT_ID"):
             return None
         name = tensor.src[0].contents.name.decode()
         return name if name.startswith("blk.") and name.endswith(".weight") else None
@@ -209,11 +209,27 @@ class _Collector:
             sums = np.einsum("ij,ij->j", rows, rows).astype(np.float64)
             self._last = here, sums, len(rows)
         _, squares, count = self._last
+        self._add(name, squares[None], np.array([count]))
+
+    def _add_to_experts(self, name: str, experts: _Tensor, source: _Tensor, ids: _Tensor) -> None:
+        """Of inputs of shape (tokens, 1 or used, width), one for all experts that a token goes to
+        or one for each, and the numbers of those experts, shape (tokens, used)."""
+        chosen = _numbers(ids)
+        squares = np.square(_rows(source)).reshape(len(chosen), -1, source.ne[0])
+        each = np.broadcast_to(squares, (*chosen.shape, squares.shape[2]))
+        rows = each.reshape(chosen.size, -1)
+        sums = np.zeros((experts.ne[2], source.ne[0]))
+        counts = np.bincount(chosen.ravel(), minlength=len(sums))
+        for expert in counts.nonzero()[0]:
+            sums[expert] = rows[chosen.ravel() == expert].sum(axis=0)
+        self._add(name, sums, counts)
+
+    def _add(self, name: str, sums: NDArray[np.float64], counts: NDArray[np.int64]) -> None:
         if name in self._sums:
-            self._sums[name] += squares
+            self._sums[name] += sums
+            self._counts[name] += counts
         else:
-            self._sums[name] = squares.copy()
-        self._counts[name] = self._counts.get(name, 0) + count
+            self._sums[name], self._counts[name] = sums.copy(), counts.copy()
 
     def _add_hidden(self, layer: int, after: NDArray[np.float32]) -> None:
         before, self._hidden = self._hidden, (layer, after)
@@ -226,10 +242,13 @@ class _Collector:
         self._cosine_counts[layer] = self._cosine_counts.get(layer, 0) + len(after)
 
     def imatrix(self) -> dict[str, NDArray[np.float32]]:
-        return {
-            name: (sums / self._counts[name]).astype(np.float32)
-            for name, sums in self._sums.items()
-        }
+        found = {}
+        for name, sums in self._sums.items():
+            counts = self._counts[name]
+            means = sums / np.maximum(counts, 1)[:, None]
+            means[counts == 0] = sums.sum(axis=0) / counts.sum()
+            found[name] = means.astype(np.float32).ravel()
+        return found
 
     def influence(self, layers: int) -> NDArray[np.float64]:
         out = np.full(layers, np.nan)
@@ -240,6 +259,14 @@ class _Collector:
 
 def _layer_output(name: bytes) -> int | None:
     return int(name[6:]) if name.startswith(b"l_out-") and name[6:].isdigit() else None
+
+
+def _numbers(tensor: _Tensor) -> NDArray[np.int32]:
+    """A copy of a 32-bit integer tensor, shape (rows, columns); its rows may lie apart."""
+    raw = np.empty(libggml.ggml_nbytes(ctypes.addressof(tensor)), dtype=np.uint8)
+    libggml.ggml_backend_tensor_get(ctypes.addressof(tensor), raw.ctypes.data, 0, raw.size)
+    shape, strides = (tensor.ne[1], tensor.ne[0]), (tensor.nb[1], tensor.nb[0])
+    return np.ndarray(shape, np.int32, raw.data, strides=strides).copy()
 
 
 def _rows(tensor: _Tensor) -> NDArray[np.float32]:

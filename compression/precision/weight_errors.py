@@ -34,9 +34,13 @@ Progress = Callable[[str, float], None]
 
 
 def importance_of(weight: Weight, imatrix: ImportanceMatrix) -> Floats | None:
-    """Of a tensor's input channels; None where there is none of its width."""
+    """Of a tensor's input channels; None where there is none of its width. Of a mixture's experts
+    it is the mean: the rows that are looked at are from all of them."""
     found = imatrix.get(weight.name)
-    return found if found is not None and found.size == weight.width else None
+    if found is None or found.size not in (weight.width, weight.width * weight.experts):
+        return None
+    mean: Floats = found.reshape(-1, weight.width).mean(axis=0)
+    return mean
 
 
 def probe_type(weight: Weight) -> TensorType:

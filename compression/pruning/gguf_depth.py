@@ -64,7 +64,6 @@ def gguf_removal_order(
 
     Raises:
         ConfigError: More layers shall go than may; no text.
-        UnsupportedModelError: A mixture of experts.
         DiskFullError: There is no room in ``folder``.
         BuildError: llama.cpp could not make a candidate.
     """

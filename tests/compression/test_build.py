@@ -157,6 +157,20 @@ def test_no_observation_where_none_is_needed(base: Path, tmp_path: Path) -> None
     assert family.tiers[0].lineage.imatrix_sha256 is None
 
 
+def test_a_mixture_of_experts_becomes_a_family(tmp_path: Path) -> None:
+    moe = write_tiny_gguf(tmp_path / "moe.gguf", experts=4, layers=6, width=256, ffn=256)
+    pinned = [
+        {"quantization": "Q4_K_M", "name": "small"},
+        {"quantization": "Q8_0", "name": "large"},
+        {"quantization": "Q8_0", "prune": 0.2, "name": "thin"},
+    ]
+    family = build(moe, tmp_path / "family", candidates=pinned, keep_all=True)
+    tiers = {tier.name: tier for tier in family.tiers}
+    assert tiers["small"].lineage.imatrix_sha256 is not None and tiers["thin"].layers == 5
+    divergence = tiers["large"].quality.divergence
+    assert divergence is not None and divergence.kl_mean < 0.1
+
+
 def test_a_base_behind_a_symbolic_link_is_copied_whole(base: Path, tmp_path: Path) -> None:
     """As in the Hugging Face cache, whose snapshots are relative links."""
     (tmp_path / "blobs").mkdir()

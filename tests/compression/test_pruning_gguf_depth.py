@@ -15,7 +15,7 @@ from tierwise.compression.pruning.gguf_depth import gguf_removal_order
 from tierwise.compression.pruning.order import Removal
 from tierwise.compression.quantize import quantize
 from tierwise.evaluation.divergence import BaseDistribution
-from tierwise.runtime.errors import ConfigError, DiskFullError, UnsupportedModelError
+from tierwise.runtime.errors import ConfigError, DiskFullError
 from tierwise.runtime.llama import Model
 
 DOCUMENTS = ("The weather in Paris is mild, says get_weather. " * 3, "hello", "", "a is the")
@@ -37,7 +37,11 @@ def search(base: Path, folder: Path, count: int, **options: object) -> tuple[Rem
     )
 
 
-def test_each_removal_costs_what_it_says(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("experts", [0, 4], ids=["dense", "mixture"])
+def test_each_removal_costs_what_it_says(tmp_path: Path, experts: int) -> None:
+    base = write_tiny_gguf(tmp_path / "own" / "base.gguf", layers=6, experts=experts)
+    tmp_path = tmp_path / "work"
+    tmp_path.mkdir()
     order = search(base, tmp_path, 3, file_type="F16")
     assert list(tmp_path.iterdir()) == []
     with Model(base, vocab_only=True) as model:
@@ -123,13 +127,6 @@ def test_senseless_requests_are_refused(
     with pytest.raises(ConfigError, match=message):
         gguf_removal_order(base, documents, count, folder=tmp_path, threads=1, **options)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_mixtures_of_experts_are_refused(tmp_path: Path) -> None:
-    path = write_tiny_gguf(tmp_path / "moe.gguf", experts=4)
-    with pytest.raises(UnsupportedModelError, match="mixture of experts"):
-        search(path, tmp_path / "work", 1)
-    assert list((tmp_path / "work").iterdir()) == []
 
 
 def test_torch_is_not_needed() -> None:

@@ -9,6 +9,8 @@ import gguf
 import numpy as np
 import pytest
 from build_tools import FileLimit
+from numpy.typing import NDArray
+from tiny_models import write_tiny_gguf
 
 from tierwise.compression.quantize import FILE_TYPES, plan_quantization, quantize
 from tierwise.evaluation.divergence import BaseDistribution
@@ -123,6 +125,23 @@ def test_an_importance_matrix_steers_low_bit_types(wide_gguf: Path, tmp_path: Pa
     assert made("f", "IQ4_XS", imatrix=imatrix, pruned_layers=(2, 4)) == made(
         "g", "IQ4_XS", imatrix=rest, pruned_layers=(2, 4)
     )
+
+
+def test_each_expert_is_steered_by_its_own_importance(tmp_path: Path) -> None:
+    source = write_tiny_gguf(tmp_path / "moe.gguf", experts=4, layers=1, width=256, ffn=256)
+    name = "blk.0.ffn_down_exps.weight"
+    even = np.ones((4, 256), np.float32)
+    steered = even.copy()
+    steered[2, ::7] = 100.0
+
+    def experts(values: NDArray[np.float32]) -> list[bytes]:
+        imatrix = {name: values.ravel()}
+        quantize(source, tmp_path / "q", "Q4_0", imatrix=imatrix, threads=1)
+        (found,) = (t for t in gguf.GGUFReader(tmp_path / "q").tensors if t.name == name)
+        return [part.tobytes() for part in np.array(found.data).reshape(4, -1)]
+
+    same = [a == b for a, b in zip(experts(even), experts(steered), strict=True)]
+    assert same == [True, True, False, True]
 
 
 def test_types_that_need_a_matrix_say_so(wide_gguf: Path, tmp_path: Path) -> None:
