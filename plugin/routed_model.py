@@ -30,10 +30,11 @@ from tierwise.plugin.shared_router import (
 )
 from tierwise.routing.budget import Budget
 from tierwise.routing.router import Router
-from tierwise.runtime.chat import Call, Message, Sampling
+from tierwise.runtime.chat import Call, Message, Reasoning, Sampling
 from tierwise.runtime.errors import ConfigError
 from tierwise.runtime.family import Family
 
+_Thinks = bool | Literal["low", "medium", "high"] | None
 _Choices = Annotated[tuple[str, ...], MinLen(1)] | None
 _IGNORED = ("strict", "ls_structured_output_format", "stream", "streaming", "hold")
 
@@ -54,6 +55,10 @@ class RoutedModel(BaseModel):
         seed: For temperatures above 0.
         logprobs: Report every token's logarithmic probability in the reply's metadata.
         top_logprobs: Also report so many likely alternatives to each token.
+        reasoning: Whether the model thinks before it answers, where its chat template can be told:
+            False or True, or how hard ("low", "medium", "high"); None for what it does by itself.
+            Thoughts take tokens and seconds of every call; they come as reasoning blocks. Remote
+            tiers are told of "low", "medium" and "high" alone.
         overflow: What happens to a conversation that is longer than the context: "error", or
             "trim" to leave out turns from its middle.
         timeout: Seconds for one call, escalations included.
@@ -87,6 +92,7 @@ class RoutedModel(BaseModel):
     seed: int | None = None
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    reasoning: _Thinks = None
     overflow: Literal["error", "trim"] = "error"
     request_timeout: float | None = Field(default=None, alias="timeout", gt=0)
     max_retries: int = 0
@@ -205,6 +211,7 @@ class RoutedModel(BaseModel):
             stop=(stop,) if isinstance(stop, str) else tuple(stop or self.stop or ()),
             timeout_s=self._option(options, "timeout", "request_timeout"),
             overflow=self._option(options, "overflow"),
+            reasoning=_in_words(self._option(options, "reasoning")),
         )
         for name in _IGNORED:
             options.pop(name, None)
@@ -213,7 +220,7 @@ class RoutedModel(BaseModel):
                 f"unknown option {', '.join(map(repr, options))}. Known per call: tools, "
                 "tool_choice, parallel_tool_calls, response_format, regex, choices, budget, "
                 "model, temperature, top_k, top_p, min_p, seed, logprobs, top_logprobs, "
-                "max_tokens, timeout, overflow, hold, stop."
+                "max_tokens, timeout, overflow, reasoning, hold, stop."
             )
         return call, budget, pin
 
@@ -246,12 +253,21 @@ class RoutedModel(BaseModel):
             "logprobs": self.logprobs,
             "top_logprobs": self.top_logprobs,
             "overflow": self.overflow,
+            "reasoning": self.reasoning,
             "budget": self.budget.model_dump(exclude_none=True),
         }
 
     def get_token_ids(self, text: str) -> list[int]:
         """Token ids of a text in the family's own vocabulary."""
         return self.router.pool.tokenize(text)
+
+
+def _in_words(reasoning: Any) -> Reasoning | None:
+    """Of an option that was checked already."""
+    words: Reasoning | None = reasoning
+    if isinstance(reasoning, bool):
+        words = "on" if reasoning else "off"
+    return words
 
 
 def checked(name: str, value: Any, kind: Any) -> Any:

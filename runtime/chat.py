@@ -15,6 +15,9 @@ from typing import Any, Literal
 _BEGUN = re.compile(r"\A\s*\{|<\|?tool_call\b|\[TOOL_CALLS\]")
 """How calls begin: in bare JSON at the start of a reply, with a tag wherever that stands."""
 
+Reasoning = Literal["off", "on", "low", "medium", "high"]
+"""Whether a model thinks before it answers, and how hard, as far as its template can be told."""
+
 Role = Literal["system", "user", "assistant", "tool"]
 JSONObject = Mapping[str, Any]
 """A JSON object. Never changed after it was made."""
@@ -100,6 +103,7 @@ class Call:
         timeout_s: Seconds after which the call fails with CallTimeoutError.
         overflow: What happens when prompt and reply are longer than the context: "error", or
             "trim" to leave out turns from the middle of the conversation.
+        reasoning: Whether the model is to think first; None for what its template does by itself.
     """
 
     messages: tuple[Message, ...]
@@ -114,6 +118,7 @@ class Call:
     stop: tuple[str, ...] = ()
     timeout_s: float | None = None
     overflow: Literal["error", "trim"] = "error"
+    reasoning: Reasoning | None = None
 
     @property
     def usable_tools(self) -> tuple[Tool, ...]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from jinja2.exceptions import SecurityError
 
-from tierwise.runtime.chat import Call, JSONObject, Message, Tool, ToolCall
+from tierwise.runtime.chat import Call, JSONObject, Message, Reasoning, Tool, ToolCall
 from tierwise.runtime.errors import UnsupportedModelError
 from tierwise.runtime.harmony import HARMONY, HARMONY_TAGS, harmony_turns
 from tierwise.runtime.latest import Latest
@@ -41,7 +41,6 @@ from tierwise.runtime.tool_format import (
     MISTRAL_FORMATS,
     NATIVE_FORMATS,
     PHI,
-    THINK_TAGS,
     Thinking,
     ToolFormat,
 )
@@ -51,6 +50,17 @@ TAUGHT_TOOLS = "tierwise.taught_tools"
 """Key of GGUF files, true where a model has learned by training what a demonstration shows."""
 
 SCHEMA_PROMPT = "Answer with a JSON object of this schema: {schema}"
+
+_WORDS_FOR: dict[Reasoning | None, dict[str, Any]] = {
+    None: {},
+    "off": {"enable_thinking": False, "thinking": False, "reasoning_effort": "low"},
+    "on": {"enable_thinking": True, "thinking": True},
+    "low": {"enable_thinking": True, "thinking": True, "reasoning_effort": "low"},
+    "medium": {"enable_thinking": True, "thinking": True, "reasoning_effort": "medium"},
+    "high": {"enable_thinking": True, "thinking": True, "reasoning_effort": "high"},
+}
+"""The variables by which templates are told: of Qwen3, GLM, Gemma 4 and others the first, of
+DeepSeek V3.1 and Granite the second, of gpt-oss (which cannot do without) the third."""
 
 _MARK = re.compile("\ue000[0-9]+\ue001")
 _HELLO = Message("user", "Hello")
@@ -81,7 +91,6 @@ class ChatTemplate:
 
     Attributes:
         tool_format: How the model writes tool calls.
-        thinking: Whether its replies begin with a think block.
         tags: Texts of special meaning in replies, of which a vocabulary may have tokens.
 
     Raises:
@@ -128,8 +137,9 @@ class ChatTemplate:
         calling = [_HELLO, Message("assistant", tool_calls=(_PROBE_CALL,)), _RESULT]
         if self.tool_format is GEMMA:
             self._with_results = "<|tool_response>" not in (self._tried(calling) or "")
-        self.thinking = self._find_thinking(source)
-        think_tags = () if self.thinking == "no" else THINK_TAGS
+        self._thinks = self.tool_format.thoughts.close in source
+        self._thinking: dict[Reasoning | None, Thinking] = {}
+        think_tags = self.tool_format.thoughts.tags if self._thinks else ()
         self.tags = (*self.tool_format.tags, *think_tags)
         if self.tool_format is HARMONY:
             self.tags = HARMONY_TAGS
@@ -171,7 +181,7 @@ class ChatTemplate:
         reason: Exception | None = None
         for turns in chain((shapes[0](messages),), (alternating(s(messages)) for s in shapes)):
             try:
-                return self._render(turns, tools)
+                return self._render(turns, tools, call.reasoning)
             except SecurityError as error:
                 raise _refused(error) from error
             except Exception as error:  # noqa: BLE001 - templates are foreign code
@@ -209,7 +219,24 @@ class ChatTemplate:
             parts.append(SCHEMA_PROMPT.format(schema=self._schema(call.response_schema)))
         return "\n\n".join(parts)
 
-    def _render(self, messages: Sequence[Message], tools: tuple[Tool, ...]) -> str:
+    def thinking(self, reasoning: Reasoning | None = None) -> Thinking:
+        """Whether replies begin with a block of thoughts.
+
+        Args:
+            reasoning: As of the call.
+        """
+        if not self._thinks:
+            return "no"
+        if reasoning not in self._thinking:
+            thoughts = self.tool_format.thoughts
+            end = (self._tried([_HELLO], reasoning=reasoning) or "").rstrip()
+            found: Thinking = "no" if end.endswith(thoughts.close) else "may"
+            self._thinking[reasoning] = "open" if end.endswith(thoughts.open) else found
+        return self._thinking[reasoning]
+
+    def _render(
+        self, messages: Sequence[Message], tools: tuple[Tool, ...], reasoning: Reasoning | None
+    ) -> str:
         """Renders, with the text of replies as it was written.
 
         Many templates trim it. So where a reply begins or ends with white space, a mark stands
@@ -222,14 +249,19 @@ class ChatTemplate:
                 mark = f"\ue000{index}\ue001"
                 exact[mark] = message.content
                 turns[index]["content"] = mark
-        rendered = self._run(turns, tools)
+        rendered = self._run(turns, tools, reasoning)
         if not exact:
             return rendered
         if sorted(_MARK.findall(rendered)) == sorted(exact):
             return _MARK.sub(lambda found: exact[found.group()], rendered)
-        return self._run([as_openai(message) for message in messages], tools)
+        return self._run([as_openai(message) for message in messages], tools, reasoning)
 
-    def _run(self, turns: list[dict[str, Any]], tools: tuple[Tool, ...]) -> str:
+    def _run(
+        self,
+        turns: list[dict[str, Any]],
+        tools: tuple[Tool, ...],
+        reasoning: Reasoning | None = None,
+    ) -> str:
         data = self._data(tools) if tools else self._no_tools
         if self.tool_format is PHI:
             turns, data = _phi(turns, data), None
@@ -240,16 +272,23 @@ class ChatTemplate:
         has_calls = any("tool_calls" in turn for turn in turns)
         template = self._tool_template if tools or has_calls else self._template
         known = {"messages": turns, "tools": data, "add_generation_prompt": True, **self._tokens}
+        known |= _WORDS_FOR[reasoning]
         if self._turns is not None and template is self._template:
             return self._turns.render(known)
         return self._sandbox.run(template, known)
 
     # --- What the template tells of the model -----------------------------------------------------
 
-    def _tried(self, messages: Sequence[Message], tools: tuple[Tool, ...] = ()) -> str | None:
+    def _tried(
+        self,
+        messages: Sequence[Message],
+        tools: tuple[Tool, ...] = (),
+        *,
+        reasoning: Reasoning | None = None,
+    ) -> str | None:
         """What the template makes of messages as they are; None if it fails."""
         try:
-            return self._run([as_openai(message) for message in messages], tools)
+            return self._run([as_openai(message) for message in messages], tools, reasoning)
         except SecurityError as error:
             raise _refused(error) from error
         except Exception:  # noqa: BLE001 - templates are foreign code and fail as they like
@@ -274,14 +313,6 @@ class ChatTemplate:
         except Exception:  # noqa: BLE001 - templates are foreign code and fail as they like
             return JSON_LINES
         return PHI if f"<|tool|>{_PROBE_TOOL.description}<|/tool|>" in told else JSON_LINES
-
-    def _find_thinking(self, source: str) -> Thinking:
-        if THINK_TAGS[1] not in source:
-            return "no"
-        end = (self._tried([_HELLO]) or "").rstrip()
-        if end.endswith(THINK_TAGS):
-            return "open" if end.endswith(THINK_TAGS[0]) else "no"
-        return "may"
 
 
 def taught_tools(model: Model) -> bool:

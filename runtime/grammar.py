@@ -31,8 +31,6 @@ from tierwise.runtime.tool_format import Thinking, ToolFormat
 
 _ID = "/[a-zA-Z0-9]{9}/"
 _SPACE = "/[ \\t\\r\\n]+/"
-_GAP = '"\\n\\n"'
-"""Between a think block and an answer of fixed form; so Qwen3 and DeepSeek write it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +78,10 @@ def constraint_for(
     free = "TEXT" in answer
     start = "answer"
     if thinking != "no":
-        opening = "" if thinking == "open" else r"[ \t\r\n]*<think>"
-        rules.append(rf"think[lazy]: /(?s:{opening}.*<\/think>)/")
-        thought = "think answer" if free else f"think {_GAP} answer"
+        thoughts = tool_format.thoughts
+        opening = "" if thinking == "open" else rf"[ \t\r\n]*{pattern(thoughts.open)}"
+        rules.append(rf"think[lazy]: /(?s:{opening}.*{pattern(thoughts.close)})/")
+        thought = f"think {'' if free else literal(thoughts.gap)} answer"
         start = thought if thinking == "open" else f"{thought} | answer"
     return Constraint("\n".join([f"start: {start}", f"answer: {answer}", *rules]))
 
@@ -96,7 +95,7 @@ def _text_or_calls(
 ) -> tuple[str, list[str]]:
     """Free text, which turns into calls where their tag (or a first brace) stands."""
     trigger, lead = tool_format.trigger, tool_format.lead
-    no_text = ["<think>"] if thinking == "may" else []
+    no_text = [tool_format.thoughts.open] if thinking == "may" else []
     if trigger:
         begin = _beginning(tool_format).removeprefix(trigger)
         words = f"words[lazy]: TEXT {literal(trigger)}"

@@ -177,7 +177,8 @@ class LoadedTier:
             EngineBusyError: Too many calls wait already.
         """
         template = self.template
-        constraint = constraint_for(call, template.tool_format, template.thinking)
+        thinking = template.thinking(call.reasoning)
+        constraint = constraint_for(call, template.tool_format, thinking)
         request = GenerationRequest(
             prompt=self.prompt(call) if prompt is None else prompt,
             max_tokens=call.max_tokens,
@@ -196,7 +197,7 @@ class LoadedTier:
             raise
         if template.tool_format is HARMONY:
             return ReplyStream(stream, HarmonyParser(call))
-        return ReplyStream(stream, ReplyParser(call, template.tool_format, template.thinking))
+        return ReplyStream(stream, ReplyParser(call, template.tool_format, thinking))
 
     def reply(self, call: Call) -> Reply:
         """Answers a call and waits for the whole reply."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
-from tierwise.runtime.chat import Call, Message, Reply, Role, Tool, ToolCall
+from tierwise.runtime.chat import Call, Message, Reasoning, Reply, Role, Tool, ToolCall
 from tierwise.runtime.errors import ConfigError
 from tierwise.runtime.schemas import without_nulls
 
@@ -190,6 +190,8 @@ def call_to_json(call: Call) -> dict[str, Any]:
         data["regex"] = call.regex
     if call.choices:
         data["choices"] = list(call.choices)
+    if call.reasoning is not None:
+        data["reasoning"] = call.reasoning
     if call.max_tokens is not None:
         data["max_tokens"] = call.max_tokens
     return data
@@ -220,6 +222,10 @@ def call_from_json(data: Any) -> Call:
         raise ConfigError(f"its max_tokens must be a whole number above 0, not {most!r}.")
     if regex is not None and not isinstance(regex, str):
         raise ConfigError(f"its regex must be a text, not {regex!r}.")
+    reasoning = data.get("reasoning")
+    if reasoning not in (None, *get_args(Reasoning)):
+        known = ", ".join(get_args(Reasoning))
+        raise ConfigError(f"its reasoning must be one of {known}, not {reasoning!r}.")
     if not isinstance(choices, list) or not all(isinstance(one, str) for one in choices):
         raise ConfigError(f"its choices must be a list of texts, not {choices!r}.")
     return Call(
@@ -231,4 +237,5 @@ def call_from_json(data: Any) -> Call:
         regex=regex,
         choices=tuple(choices),
         max_tokens=most,
+        reasoning=reasoning,
     )

@@ -66,6 +66,8 @@ def model_of(tier: RemoteTier, call: Call, http: Any, async_http: Any) -> Any:
         seed=call.sampling.seed,
         **_limit(tier, call.max_tokens),
         stop_sequences=list(call.stop) or None,
+        # Servers have no common word for "on" and "off", and refuse those that they do not know.
+        reasoning_effort=None if call.reasoning in ("on", "off") else call.reasoning,
     )
     if call.usable_tools:
         choice = call.tool_choice if call.tool_choice != "auto" else None

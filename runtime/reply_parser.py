@@ -2,15 +2,15 @@
 
 The same parser reads streams and whole replies, so both agree however the text is cut:
 
->>> parser = ReplyParser(call, template.tool_format, template.thinking)
+>>> parser = ReplyParser(call, template.tool_format, template.thinking())
 >>> for text in stream:
 ...     show(parser.push(text))
 >>> parsed = parser.finish()
 
-Rules. Reasoning is what stands between ``<think>`` and ``</think>``, without the white space
-around it; white space after ``</think>`` belongs to nothing. Words before tool calls lose the
-white space at their end. From what looks like a call on everything is held back until the end:
-then it is calls and nothing else, or text like the rest.
+Rules. Reasoning is what stands between ``<think>`` and ``</think>`` (or what the format has for
+them), without the white space around it; white space after ``</think>`` belongs to nothing. Words
+before tool calls lose the white space at their end. From what looks like a call on everything is
+held back until the end: then it is calls and nothing else, or text like the rest.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ from typing import Literal
 
 from tierwise.runtime.chat import Call, ToolCall
 from tierwise.runtime.text_stream import overlap
-from tierwise.runtime.tool_format import THINK_TAGS, Thinking, ToolFormat
-
-_OPEN, _CLOSE = THINK_TAGS
+from tierwise.runtime.tool_format import Thinking, ToolFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +59,7 @@ class ReplyParser:
 
     def __init__(self, call: Call, tool_format: ToolFormat, thinking: Thinking = "no") -> None:
         self._format = tool_format
+        self._thoughts = tool_format.thoughts
         self._tools = {tool.name: tool.parameters for tool in call.usable_tools}
         self._heads = [_squeezed("".join(tool_format.head(name))) for name in self._tools]
         stages: dict[Thinking, _Stage] = {"no": "start", "may": "before", "open": "thought"}
@@ -106,22 +105,24 @@ class ReplyParser:
     def _before(self, final: bool) -> None:
         """Perhaps a think block comes."""
         begun = self._held.lstrip()
-        if begun.startswith(_OPEN):
-            self._held = begun.removeprefix(_OPEN)
+        begin = self._thoughts.open
+        if begun.startswith(begin):
+            self._held = begun.removeprefix(begin)
             self._stage = "thought"
-        elif final or not _OPEN.startswith(begun):
+        elif final or not begin.startswith(begun):
             self._stage = "start"
 
     def _thought(self, final: bool) -> list[Piece]:
         if not self._reasoning:
             self._held = self._held.lstrip()
-        at = self._held.find(_CLOSE)
+        close = self._thoughts.close
+        at = self._held.find(close)
         if at >= 0:
             pieces = self._give(len(self._held[:at].rstrip()), reasoning=True)
-            self._held = self._held.lstrip().removeprefix(_CLOSE)
+            self._held = self._held.lstrip().removeprefix(close)
             self._stage = "gap"
             return pieces
-        end = len(self._held) if final else len(self._held) - overlap(self._held, _CLOSE)
+        end = len(self._held) if final else len(self._held) - overlap(self._held, close)
         pieces = self._give(len(self._held[:end].rstrip()), reasoning=True)
         if final:
             self._held = ""

@@ -21,10 +21,28 @@ from tierwise.runtime.chat import JSONObject, ToolCall
 from tierwise.runtime.tagged_arguments import Tagged
 
 Thinking = Literal["no", "may", "open"]
-"""Whether a reply has a ``<think>`` block before its answer: never, if the model likes, or
-always, because the prompt ends with ``<think>`` already."""
+"""Whether a reply has a block of thoughts before its answer: never, if the model likes, or
+always, because the prompt ends with its beginning already."""
 
-THINK_TAGS = ("<think>", "</think>")
+
+@dataclass(frozen=True, slots=True)
+class Thoughts:
+    """The texts around what a model thinks before it answers.
+
+    Args:
+        open, close: Of the block.
+        gap: Between the block and an answer of fixed form.
+    """
+
+    open: str = "<think>"
+    close: str = "</think>"
+    gap: str = "\n\n"
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The parts that a vocabulary may have as one token."""
+        return tuple(tag for text in (self.open, self.close) for tag in _TAG.findall(text))
+
 
 _DECODER = json.JSONDecoder()
 _TAG = re.compile(r"<[^<>\s]+>|\[[A-Z_]+\]")
@@ -50,6 +68,7 @@ class ToolFormat:
         lead: A tag that may stand before the first call.
         many: Whether one reply may hold several calls.
         answer: What stands before the words of a reply that calls nothing.
+        thoughts: How it thinks, if it does.
     """
 
     name: str
@@ -66,6 +85,7 @@ class ToolFormat:
     lead: str = ""
     many: bool = True
     answer: str = ""
+    thoughts: Thoughts = Thoughts()
 
     @property
     def trigger(self) -> str:
@@ -207,13 +227,19 @@ QWEN_CODER = ToolFormat(
 GLM = ToolFormat(
     "glm",
     opening="<tool_call>",
+    thoughts=Thoughts(gap="\n"),
     syntax=Tagged(
         "", "\n", "<arg_key>", "</arg_key>\n<arg_value>", "</arg_value>\n", "</tool_call>"
     ),
 )
 """GLM 4.5 and 4.6."""
 GEMMA = ToolFormat(
-    "gemma", opening="<|tool_call>call:", closing="<tool_call|>", separator="", syntax=Braced()
+    "gemma",
+    opening="<|tool_call>call:",
+    closing="<tool_call|>",
+    separator="",
+    syntax=Braced(),
+    thoughts=Thoughts("<|channel>thought", "<channel|>", gap=""),
 )
 """Gemma 4."""
 LLAMA = ToolFormat("llama", arguments_key="parameters", lead="<|python_tag|>", many=False)

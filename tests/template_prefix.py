@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 from tierwise.runtime.chat import Call, Message
 from tierwise.runtime.chat_template import ChatTemplate
-from tierwise.runtime.tool_format import THINK_TAGS
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +90,12 @@ def reply_text(template: ChatTemplate, message: Message) -> str:
     answer = "\n".join(filter(None, (message.content, calls)))
     if not calls:
         answer = template.tool_format.answer + answer
-    if template.thinking == "no" or not message.reasoning:
+    thinking = template.thinking()
+    if thinking == "no" or not message.reasoning:
         return answer
-    opening, closing = THINK_TAGS
-    begin = f"{opening}\n" if template.thinking == "may" else ""
-    return f"{begin}{message.reasoning}\n{closing}\n\n{answer}"
+    thoughts = template.tool_format.thoughts
+    begin = f"{thoughts.open}\n" if thinking == "may" else ""
+    return f"{begin}{message.reasoning}\n{thoughts.close}\n\n{answer}"
 
 
 def _shared(one: str, other: str) -> int:

@@ -105,6 +105,18 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         chat_template=CHATML_THINKING,
     )
     made["thinker"] = [TierSpec("only", thinker)]
+    told = CHATML_THINKING.replace(
+        "{% if add_generation_prompt %}",
+        "{% if enable_thinking is defined and not enable_thinking %}/no_think{% endif %}"
+        "{% if add_generation_prompt %}",
+    )
+    obedient = write_scripted_gguf(
+        work / "obedient.gguf",
+        {"": f"<think>\n{THOUGHT}\n</think>\n\n{HELLO}", "/no_think": "Hi."},
+        context=4096,
+        chat_template=told,
+    )
+    made["obedient"] = [TierSpec("only", obedient)]
     babbler = write_tiny_gguf(work / "babbler.gguf", seed=2, layers=1, context=2048)
     made["babbler"] = [TierSpec("only", babbler)]
     endless = script("native", talk="Round and round we go, ")
@@ -966,6 +978,20 @@ def test_messages_can_be_trimmed(make: Make) -> None:
 def test_what_is_not_text_is_named(make: Make, block: dict[str, Any], kind: str) -> None:
     with pytest.raises(UnsupportedContentError, match=f"'{kind}'"):
         make().invoke([HumanMessage([{"type": "text", "text": "What is this?"}, block])])
+
+
+def test_a_model_may_be_told_not_to_think(make: Make) -> None:
+    for model in (make("obedient", reasoning=False), make("obedient")):
+        reply = model.invoke("hi")
+        thinks = model.reasoning is None
+        assert reply.text == (HELLO if thinks else "Hi.")
+        kinds = [block["type"] for block in reply.content_blocks]
+        assert kinds == (["reasoning", "text"] if thinks else ["text"])
+        assert model.invoke("hi", reasoning=False).text == "Hi."
+        assert model.invoke("hi", reasoning=True).text == HELLO
+        assert model.bind(reasoning="low").invoke("hi").text == HELLO
+    with pytest.raises(ConfigError, match="reasoning cannot be 'hard'"):
+        make("obedient").invoke("hi", reasoning="hard")
 
 
 def test_a_conversation_that_is_too_long(make: Make) -> None:

@@ -90,6 +90,10 @@ def test_text_comes_as_it_is_written(routers: Any, server: OpenAIServer) -> None
     asked = server.asked[0]
     assert asked["model"] == "great-model" and asked["max_tokens"] == 20
     assert "max_completion_tokens" not in asked  # which many servers do not read
+    assert "reasoning_effort" not in asked
+    for reasoning, told in (("low", "low"), ("off", None), ("on", None)):
+        answer(router, replace(CALL, reasoning=reasoning), pin="far")  # type: ignore[arg-type]
+        assert server.asked[-1].get("reasoning_effort") == told
     assert asked["messages"] == [{"role": "user", "content": "Tell me of the banana"}]
 
 

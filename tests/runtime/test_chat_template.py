@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tiny_models import CHATML, CHATML_TOOLS
 
-from tierwise.runtime.chat import Call, Message, Tool, ToolCall
+from tierwise.runtime.chat import Call, Message, Reasoning, Tool, ToolCall
 from tierwise.runtime.chat_template import ChatTemplate
 from tierwise.runtime.errors import UnsupportedModelError
 from tierwise.runtime.llama import Model
@@ -283,3 +283,35 @@ def test_each_turn_goes_on_where_the_last_one_ended(
         else:
             said = prompt + (template.tool_format.write(message.tool_calls) or message.content)
     assert said.endswith(ANSWER.content)
+
+
+# --- Reasoning ------------------------------------------------------------------------------------
+
+TEMPLATES = Path(__file__).parents[1] / "templates"
+KINDS = {
+    "qwen3": ("may", "no", "may"),
+    "glm4.6": ("may", "no", "may"),
+    "gemma4": ("no", "no", "may"),
+    "deepseek-r1-distill": ("open", "open", "open"),  # cannot be told
+    "qwen2.5": ("no", "no", "no"),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_whether_replies_begin_with_thoughts_depends_on_what_is_asked(name: str) -> None:
+    template = ChatTemplate((TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8"))
+    kinds: tuple[Reasoning | None, ...] = (None, "off", "on")
+    assert tuple(template.thinking(kind) for kind in kinds) == KINDS[name]
+    prompts = [
+        template.render(Call((Message("user", "Hi"),), reasoning=kind)).rstrip() for kind in kinds
+    ]
+    ends = [prompt.endswith(template.tool_format.thoughts.close) for prompt in prompts]
+    assert ends[1] is (name in ("qwen3", "glm4.6", "gemma4"))
+    assert ends[2] is False
+
+
+def test_gpt_oss_is_told_how_hard_to_think() -> None:
+    template = ChatTemplate((TEMPLATES / "gpt-oss.jinja").read_text(encoding="utf-8"))
+    for kind, told in ((None, "medium"), ("off", "low"), ("on", "medium"), ("high", "high")):
+        prompt = template.render(Call((Message("user", "Hi"),), reasoning=kind))  # type: ignore[arg-type]
+        assert f"Reasoning: {told}\n" in prompt

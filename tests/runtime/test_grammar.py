@@ -357,7 +357,13 @@ def test_an_error_names_the_regular_expression(grammars: GrammarCompiler, regex:
     assert repr(regex) in str(caught.value)
 
 
-THOUGHT = "<think>\nShall I write <tool_call> or [TOOL_CALLS] or {}?\n</think>\n\n"
+def thought_of(tool_format: ToolFormat) -> str:
+    form = tool_format.thoughts
+    said = "Shall I write <tool_call> or [TOOL_CALLS] or {}?"
+    return f"{form.open}\n{said}\n{form.close}{form.gap}"
+
+
+THOUGHT = thought_of(HERMES)
 
 
 @every_format
@@ -365,15 +371,17 @@ THOUGHT = "<think>\nShall I write <tool_call> or [TOOL_CALLS] or {}?\n</think>\n
 def test_a_thought_may_come_first(accepts: Any, tool_format: ToolFormat, choice: str) -> None:
     call = replace(AUTO, tool_choice=choice)
     adding = written(tool_format, ADDING)
+    begun = thought_of(tool_format)
+    rest = begun.removeprefix(tool_format.thoughts.open)
     may = accepts(call, tool_format, "may")
-    assert may(THOUGHT + adding) and may(adding)
-    assert not may(THOUGHT + adding[:-1]) and not may(THOUGHT.rstrip()[:-3])
+    assert may(begun + adding) and may(adding)
+    assert not may(begun + adding[:-1]) and not may(begun.rstrip()[:-3])
     open_ = accepts(call, tool_format, "open")
-    assert open_(THOUGHT.removeprefix("<think>") + adding)
+    assert open_(rest + adding)
     assert not open_(adding) and not open_("Hello")
-    for allowed, thought in ((may, THOUGHT), (open_, THOUGHT.removeprefix("<think>"))):
+    for allowed, thought in ((may, begun), (open_, rest)):
         assert allowed(thought + "Hello!") is (choice == "auto")
-    assert not accepts(replace(call, tool_choice="any"), tool_format)(THOUGHT + adding)
+    assert not accepts(replace(call, tool_choice="any"), tool_format)(begun + adding)
 
 
 @pytest.mark.parametrize("fields", [{"response_schema": POINT}, {"regex": r"\{.*\}"}])

@@ -38,7 +38,7 @@ CALLS = (ToolCall("add", {"a": 1, "b": [2, {"c": None}]}, id="x1"),)
         ),
         Call((Message("user", "As JSON"),), response_schema={"type": "object"}),
         Call((Message("user", "A number"),), regex="[0-9]+"),
-        Call((Message("user", "Which?"),), choices=("this", "that")),
+        Call((Message("user", "Which?"),), choices=("this", "that"), reasoning="off"),
     ],
 )
 def test_a_call_is_the_same_once_it_was_written_and_read(call: Call) -> None:
@@ -74,6 +74,7 @@ def test_a_bare_prompt_will_do() -> None:
         ({"prompt": "x", "max_tokens": 0}, "max_tokens"),
         ({"prompt": "x", "regex": 3}, "regex"),
         ({"prompt": "x", "choices": "this"}, "choices"),
+        ({"prompt": "x", "reasoning": True}, "reasoning must be one of off, on"),
     ],
 )
 def test_what_is_no_call_is_refused(data: Any, said: str) -> None:

@@ -65,11 +65,12 @@ def shown(text: str, *args: Any, **fields: Any) -> str:
 def snippets(tool_format: ToolFormat) -> list[str]:
     calls = tool_format.write([ADD]), tool_format.write([ADD, WEATHER])
     unknown = tool_format.write([ToolCall("nothing", {})])
+    begin, end = tool_format.thoughts.open, tool_format.thoughts.close
     return [
         *("", " ", "\n\n", "Hello! ", "ä🎉", "{", "}", "[", '{"x": 1}', '{"name": "ad', "<", "<t"),
-        *("<think>", "</think>", "<think>\nWell.\n</think>\n\n", "</thi", tool_format.trigger),
+        *(begin, end, f"{begin}\nWell.\n{end}\n\n", end[:5], tool_format.trigger),
         *(tool_format.trigger[:4], tool_format.lead, unknown, calls[1][:-3], "\n"),
-        *(*calls, f"</think>{calls[0]}", f"</think>\n{calls[1]}"),
+        *(*calls, f"{end}{calls[0]}", f"{end}\n{calls[1]}"),
     ]
 
 
@@ -96,8 +97,9 @@ def test_streams_and_whole_replies_agree(
         # Nothing is lost but white space, tags and calls; nothing is there twice.
         out, thought = ("".join(part.split()) for part in expected[:2])
         if not expected[2]:
-            ends = ("", "</think>")
-            told = {f"{begin}{thought}{end}{out}" for begin in ("", "<think>") for end in ends}
+            form = tool_format.thoughts
+            ends = ("", form.close)
+            told = {f"{begin}{thought}{end}{out}" for begin in ("", form.open) for end in ends}
             assert "".join(text.split()) in told, text
         called += bool(expected[2])
     assert called > 0 if tools else called == 0
@@ -200,7 +202,7 @@ def test_a_thought_that_was_cut_off_is_reasoning() -> None:
 @every_format
 def test_calls_may_follow_a_thought_that_speaks_of_calls(tool_format: ToolFormat) -> None:
     thought = f"I write {tool_format.write([WEATHER])} here."
-    text = f"{thought}\n</think>\n\n{tool_format.write([ADD])}"
+    text = f"{thought}\n{tool_format.thoughts.close}\n\n{tool_format.write([ADD])}"
     # The arguments of `ADD` hold a closing tag too, which ends nothing there.
     assert whole(text, tool_format, "open") == ("", thought, (ADD,))
 
