@@ -105,7 +105,7 @@ def _task(data: Any, name: str) -> OwnTask:
             raise ConfigError('a check of calls needs "expected": {"tool_calls": [...]}.')
         for one in calls:
             tool_call_from(one)
-    if how == "number" and _read_number(str(expected)) is None:
+    if how == "number" and not _numbers(str(expected)):
         raise ConfigError(f'a check of a number needs "expected" to be one, got {expected!r}.')
     if how == "regex":
         try:
@@ -169,20 +169,21 @@ def _contains(_call: Call, expected: Any, reply: Reply) -> bool:
 
 def _number(_call: Call, expected: Any, reply: Reply) -> bool:
     """The last number of the text, which is where answers stand."""
-    wanted, found = _read_number(str(expected)), _read_number(reply.text)
-    return wanted is not None and found is not None and same_number(wanted, found)
+    wanted, found = _numbers(str(expected)), _numbers(reply.text)
+    return bool(found) and same_number(wanted[-1], found[-1])
 
 
-def _read_number(text: str) -> float | None:
-    """The last one in it."""
+def _numbers(text: str) -> list[float]:
+    """Those in it."""
     found = _NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
-    if not found:
-        return None
-    last = found[-1].replace(",", "")
+    return [_number_of(one.replace(",", "")) for one in found]
+
+
+def _number_of(text: str) -> float:
     try:
-        return int(last)
+        return int(text)
     except ValueError:
-        return float(last)
+        return float(text)
 
 
 def _regex(_call: Call, expected: Any, reply: Reply) -> bool:
@@ -190,7 +191,8 @@ def _regex(_call: Call, expected: Any, reply: Reply) -> bool:
 
 
 def _reference(call: Call, expected: Any, reply: Reply) -> bool:
-    """Calls must be the same ones; texts share most of their words."""
+    """Calls must be the same ones; texts share most of their words, and the numbers of one are
+    all in the other."""
     if expected.get("tool_calls") or reply.tool_calls:
         return bool(expected.get("tool_calls")) and _calls(call, expected, reply)
     text = str(expected.get("text") or "")
@@ -199,6 +201,9 @@ def _reference(call: Call, expected: Any, reply: Reply) -> bool:
             return _json(call, json.loads(text), reply)
         except ValueError:
             return False
+    here, there = (set(_numbers(one)) for one in (reply.text, text))
+    if not (here <= there or there <= here):
+        return False
     ours, theirs = (Counter(plain_text(one).split()) for one in (reply.text, text))
     shared = (ours & theirs).total()
     return shared > 0 and 2 * shared / (ours.total() + theirs.total()) >= LIKE_ENOUGH

@@ -89,6 +89,12 @@ def test_without_an_answer_the_reference_is_the_right_one(tmp_path: Path) -> Non
     assert text.check(Reply("The capital of Italy is Rome")) and not text.check(
         Reply("I like Rome")
     )
+    (count,) = read_prompts(written(tmp_path / "sum.jsonl", {"prompt": "2 + 2?"}))
+    count = count.against(Reply("The answer is 4."))
+    assert count.check(Reply("The answer is 4")) and count.check(Reply("The answer is four"))
+    assert not count.check(Reply("The answer is 5.")) and count.check(
+        Reply("2 more: the answer is 4")
+    )
     tool = tool.against(called(a=2))
     assert tool.check(called(a=2)) and not tool.check(called(a=3)) and not tool.check(Reply("2"))
     given = read_prompts(written(tmp_path / "other.jsonl", {"prompt": "?", "expected": "x"}))[0]
