@@ -33,7 +33,7 @@ from tierwise.compression.source import resolve_base
 from tierwise.evaluation.bfcl import load_bfcl
 from tierwise.evaluation.success import AT_ONCE, run_suite
 from tierwise.evaluation.task_generator import generate_tasks
-from tierwise.evaluation.tasks import Checkable, wilson_interval
+from tierwise.evaluation.tasks import SUITE_NAME, Checkable, wilson_interval
 from tierwise.runtime.files import home, sha256_of
 from tierwise.runtime.llama import Model
 from tierwise.runtime.loaded_tier import LoadedTier
@@ -86,16 +86,17 @@ def main() -> None:
     options = parse()
     base, tiers = files(options)
     suites = tasks_of(options)
-    kept = Kept(options.cache / "retained.jsonl")
+    kept = Kept(options.cache / f"retained-{SUITE_NAME}.jsonl")
     ends = time.monotonic() + options.seconds
     rest = sum(
         measure(one, name, tasks, kept, ends=ends, threads=options.threads)
         for one in (base, *tiers)
         for name, tasks in suites.items()
     )
+    name = next(iter(suites), "")
+    timed = blocks_of(name, suites.get(name, ())[: options.speed_prompts])
     if tiers and not rest:
-        speed = suites[next(iter(suites))][: options.speed_prompts]
-        rest += time_in_turn(base, tiers, speed, kept, options, ends=ends)
+        rest += time_in_turn(base, tiers, timed, kept, options, ends=ends)
     figures: dict[str, Any] = {
         "base": {"file": base.path.name, **success(base, suites, kept)},
         "tiers": {
@@ -106,7 +107,7 @@ def main() -> None:
                 "retained": {
                     name: retained(base, tier, name, tasks, kept) for name, tasks in suites.items()
                 },
-                **speedup(base, tier, kept, options),
+                **speedup(base, tier, timed, kept, options),
             }
             for tier in tiers
         },
@@ -244,10 +245,20 @@ def ratio(pairs: np.ndarray, of: Callable[[np.ndarray], np.ndarray]) -> dict[str
 # --- Speed ----------------------------------------------------------------------------------------
 
 
+Block = tuple[str, Sequence[Checkable]]
+"""Prompts that are timed together, and the name that says which these are."""
+
+
+def blocks_of(suite: str, tasks: Sequence[Checkable]) -> list[Block]:
+    """All of them; the last may be shorter."""
+    parts = [tasks[at : at + BLOCK] for at in range(0, len(tasks), BLOCK)]
+    return [(f"{suite} {part[0].id} {len(part)}", part) for part in parts]
+
+
 def time_in_turn(
     base: Candidate,
     tiers: Sequence[Candidate],
-    tasks: Sequence[Checkable],
+    blocks: Sequence[Block],
     kept: Kept,
     options: argparse.Namespace,
     *,
@@ -257,14 +268,13 @@ def time_in_turn(
 
     A block's seconds are kept only where base and tier had it in the same turn.
     """
-    blocks = [tasks[at : at + BLOCK] for at in range(0, len(tasks), BLOCK)]
-    todo = {
-        number: [tier for tier in tiers if kept.get(*timing(base, tier, number, options)) is None]
-        for number in range(len(blocks))
-    }
-    todo = {number: waiting for number, waiting in todo.items() if waiting}
+    todo = [
+        (block, waiting)
+        for block in blocks
+        if (waiting := [t for t in tiers if kept.get(*timing(base, t, block, options)) is None])
+    ]
     if not todo or time.monotonic() > ends:
-        return sum(len(blocks[number]) for number in todo)
+        return sum(len(tasks) for (_, tasks), _ in todo)
     say(f"speed: {len(todo)} blocks of {BLOCK} prompts")
     with ExitStack() as stack:
         open_tiers = {
@@ -273,38 +283,39 @@ def time_in_turn(
         warm = generate_tasks(4, seed=OWN_SEED, split="calibration")
         for tier in open_tiers.values():
             run_suite(tier, warm, at_once=options.at_once)
-        for number in list(todo):
-            if time.monotonic() > ends:
-                break
-            waiting = todo.pop(number)
-            turn = [base, *waiting] if number % 2 == 0 else [*waiting, base]
+        while todo and time.monotonic() < ends:
+            block, waiting = todo.pop(0)
+            turn = [base, *waiting] if len(todo) % 2 == 0 else [*waiting, base]
             seconds = {}
             for one in turn:
                 began = time.perf_counter()
-                run_suite(open_tiers[one.sha256], blocks[number], at_once=options.at_once)
+                run_suite(open_tiers[one.sha256], block[1], at_once=options.at_once)
                 seconds[one.sha256] = time.perf_counter() - began
             for tier in waiting:
                 pair = [seconds[base.sha256], seconds[tier.sha256]]
-                kept.put(pair, *timing(base, tier, number, options))
-    return sum(len(blocks[number]) for number in todo)
+                kept.put(pair, *timing(base, tier, block, options))
+    return sum(len(tasks) for (_, tasks), _ in todo)
 
 
 def timing(
-    base: Candidate, tier: Candidate, number: int, options: argparse.Namespace
+    base: Candidate, tier: Candidate, block: Block, options: argparse.Namespace
 ) -> tuple[object, ...]:
-    how = f"{options.threads}x{options.at_once}/{BLOCK}"
-    return "seconds", base.sha256, tier.sha256, how, number
+    how = f"{options.threads}x{options.at_once}"
+    return "seconds", base.sha256, tier.sha256, how, block[0]
 
 
 def speedup(
-    base: Candidate, tier: Candidate, kept: Kept, options: argparse.Namespace
+    base: Candidate,
+    tier: Candidate,
+    blocks: Sequence[Block],
+    kept: Kept,
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
-    count = -(-options.speed_prompts // BLOCK)
-    found = [kept.get(*timing(base, tier, number, options)) for number in range(count)]
-    pairs = np.array([pair for pair in found if pair is not None]).reshape(-1, 2)
+    found = [(len(block[1]), kept.get(*timing(base, tier, block, options))) for block in blocks]
+    pairs = np.array([pair for _, pair in found if pair is not None]).reshape(-1, 2)
     out: dict[str, Any] = {"speedup": ratio(pairs, lambda sums: sums[..., 0] / sums[..., 1])}
     if len(pairs):
-        base_s, tier_s = pairs.sum(axis=0) / len(pairs) / BLOCK
+        base_s, tier_s = pairs.sum(axis=0) / sum(n for n, pair in found if pair is not None)
         out["seconds_per_prompt"] = {
             "base": round(float(base_s), 4),
             "tier": round(float(tier_s), 4),

@@ -10,7 +10,7 @@ is made to look as if other processes held a part of its memory, a different one
 ``latency_error_median``: |predicted − actual| ÷ actual, over all attempts.
 ``budget_violations``: share of answered calls that took longer than their deadline (with a
 twentieth for the clock) or left more in memory than their cap. Calls that nothing fits are refused
-beforehand, and counted apart.
+beforehand, and counted apart, as are those that failed in any other way, by the error.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def main() -> None:
     broken: Counter[str] = Counter()
     used: Counter[str] = Counter()
     late: list[dict[str, Any]] = []
-    refused = 0
+    unanswered: Counter[str] = Counter()
     with Pool(family, probe=pressure) as pool:
         calibration = calibration_of(family)
         router = Router(family, pool, probe=pressure, calibration=calibration)
@@ -91,8 +91,8 @@ def main() -> None:
             budget = drawn(rng, least, smallest)
             try:
                 found = answer(router, task.call, budget=budget)
-            except (NoFeasibleTierError, CallError):
-                refused += 1
+            except (NoFeasibleTierError, CallError) as error:
+                unanswered[type(error).__name__] += 1
                 continue
             errors += off(found)
             used[found.final.decision.tier] += 1
@@ -107,7 +107,8 @@ def main() -> None:
         {
             "calls": options.calls,
             "answered": answered,
-            "refused": refused,
+            "refused": unanswered.pop(NoFeasibleTierError.__name__, 0),
+            "failed": dict(unanswered),
             "calibrated": calibration is not None,
             "latency_error_median": round(statistics.median(errors), 4),
             "latency_error_quartiles": [

@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=300)
     parser.add_argument("--fresh", type=int, default=100)
     parser.add_argument("--minutes", type=float, default=8.0)
-    parser.add_argument("--general", type=int, default=40, help="tasks of other tools")
+    parser.add_argument("--general", type=int, default=80, help="tasks of other tools")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     count = options.calls + options.fresh

@@ -170,21 +170,20 @@ def judge_by(
     """Judges replies to prompts without a given answer, whoever they were compared with before.
 
     Args:
-        references: The first of them that said something to a prompt is right.
+        references: The first of them that said something to a prompt is right; where none did,
+            nobody is.
     """
     for suite in suites:
         tasks = {t.id: t for t in suite.tasks if isinstance(t, OwnTask) and t.expected is None}
         rows: dict[str, list[TierOutcome]] = {}
-        for outcome in store.outcomes() if tasks else ():
-            if outcome.suite == suite.name and outcome.task in tasks:
+        for outcome in store.outcomes(suite=suite.name) if tasks else ():
+            if outcome.task in tasks:
                 rows.setdefault(outcome.task, []).append(outcome)
         changed: list[TierOutcome] = []
         for name, outcomes in rows.items():
             replies = {one.tier: reply_from_json(one.reply) for one in outcomes}
             best = next((r.sha256 for r in references if _says(replies.get(r.sha256))), None)
-            if best is None:
-                continue
-            task = tasks[name].against(replies[best])
+            task = tasks[name] if best is None else tasks[name].against(replies[best])
             for one in outcomes:
                 passed = one.tier == best or task.check(replies[one.tier])
                 if passed != one.passed:
@@ -193,7 +192,7 @@ def judge_by(
 
 
 def _says(reply: Reply | None) -> bool:
-    return reply is not None and bool(reply.text or reply.tool_calls)
+    return reply is not None and bool(reply.text.strip() or reply.tool_calls)
 
 
 def _alternating(suites: Sequence[Suite]) -> Iterator[tuple[Suite, list[Item]]]:
@@ -302,7 +301,8 @@ def _row(
     joules: float | None,
 ) -> TierOutcome:
     usage = outcome.reply.usage
-    first = isinstance(task, OwnTask) and task.expected is None  # it is the reference itself
+    # Without a right answer it is the reference itself.
+    first = isinstance(task, OwnTask) and task.expected is None and _says(outcome.reply)
     return TierOutcome(
         suite=suite.name,
         task=task.id,

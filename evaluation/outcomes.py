@@ -156,13 +156,21 @@ class OutcomeStore:
             KnownTask(suite, task, group, json.loads(call)) for suite, task, group, call in rows
         )
 
-    def outcomes(self, tiers: Sequence[str] = ()) -> Iterator[TierOutcome]:
-        """All outcomes, in a fixed order; of these tiers alone, where some are named."""
-        rows = self._db.execute("SELECT * FROM outcomes ORDER BY suite, task, tier")
-        for row in rows:
-            outcome = _outcome(row)
-            if not tiers or outcome.tier in tiers:
-                yield outcome
+    def outcomes(
+        self, tiers: Sequence[str] = (), suite: str | None = None
+    ) -> Iterator[TierOutcome]:
+        """All outcomes, in a fixed order; of these tiers or this suite alone, where named."""
+        conditions, values = ["TRUE"], [*tiers]
+        if tiers:
+            conditions.append(f"tier IN ({', '.join('?' * len(tiers))})")
+        if suite is not None:
+            conditions.append("suite = ?")
+            values.append(suite)
+        rows = self._db.execute(
+            f"SELECT * FROM outcomes WHERE {' AND '.join(conditions)} ORDER BY suite, task, tier",
+            values,
+        )
+        yield from map(_outcome, rows)
 
     def export(self, path: Path) -> int:
         """Writes a table of all outcomes with their groups; returns how many.

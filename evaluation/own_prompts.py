@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tierwise.evaluation.tasks import plain_text, same_value
+from tierwise.evaluation.tasks import one_form, plain_text, same_number, same_value
 from tierwise.runtime.chat import Call, Reply
 from tierwise.runtime.errors import ConfigError
 from tierwise.runtime.json_lines import read_json_lines
@@ -32,7 +32,13 @@ LIKE_ENOUGH = 0.6
 
 EXAMPLE = '{"prompt": "2 + 2?", "expected": 4}'
 
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_NUMBER = re.compile(
+    r"(?:(?<!\w)-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+|(?<!\d)(?=\.\d))(?:\.\d+)?(?:e[-+]?\d+)?", re.I
+)
+"""With commas before groups of three digits; a hyphen behind a word is no minus."""
+
+_OF_CALLS = ("calls", "reference")
+"""Checks that judge tool calls; by the others, a reply with a call is no answer yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +61,9 @@ class OwnTask:
 
     def check(self, reply: Reply) -> bool:
         """Whether the reply is right. Never raises, however bad the reply is."""
-        return self.expected is not None and CHECKS[self.how](self.call, self.expected, reply)
+        if self.expected is None or (reply.tool_calls and self.how not in _OF_CALLS):
+            return False
+        return CHECKS[self.how](self.call, self.expected, reply)
 
     def against(self, reference: Reply) -> OwnTask:
         """With that reply as the right one, where none was given."""
@@ -97,6 +105,8 @@ def _task(data: Any, name: str) -> OwnTask:
             raise ConfigError('a check of calls needs "expected": {"tool_calls": [...]}.')
         for one in calls:
             tool_call_from(one)
+    if how == "number" and not _numbers(str(expected)):
+        raise ConfigError(f'a check of a number needs "expected" to be one, got {expected!r}.')
     if how == "regex":
         try:
             re.compile(str(expected))
@@ -112,22 +122,29 @@ def _usual(expected: Any) -> str:
         return "calls"
     if isinstance(expected, Mapping | list):
         return "json"
-    return "number" if isinstance(expected, int | float) else "exact"
+    number = isinstance(expected, int | float) and not isinstance(expected, bool)
+    return "number" if number else "exact"
 
 
 # --- How replies are compared ---------------------------------------------------------------------
 
 
 def _calls(call: Call, expected: Any, reply: Reply) -> bool:
+    """The same calls in any order: they run at once."""
     wanted = [tool_call_from(one) for one in expected["tool_calls"]]
-    if len(wanted) != len(reply.tool_calls):
-        return False
+    left = list(reply.tool_calls)
     schemas = {tool.name: tool.parameters for tool in call.tools}
-    return all(
-        one.name == other.name
-        and same_value(one.arguments, other.arguments, schemas.get(one.name, {}))
-        for one, other in zip(wanted, reply.tool_calls, strict=True)
-    )
+    for one in wanted:
+        schema = schemas.get(one.name, {})
+        same = (
+            at
+            for at, other in enumerate(left)
+            if one.name == other.name and same_value(one.arguments, other.arguments, schema)
+        )
+        if (found := next(same, None)) is None:
+            return False
+        del left[found]
+    return not left
 
 
 def _json(call: Call, expected: Any, reply: Reply) -> bool:
@@ -139,23 +156,34 @@ def _json(call: Call, expected: Any, reply: Reply) -> bool:
 
 
 def _exact(_call: Call, expected: Any, reply: Reply) -> bool:
-    return not reply.tool_calls and plain_text(str(expected)) == plain_text(reply.text)
+    return plain_text(str(expected)) == plain_text(reply.text)
 
 
 def _contains(_call: Call, expected: Any, reply: Reply) -> bool:
-    return plain_text(str(expected)) in plain_text(reply.text)
+    """A number at an end of the text must end there: 15 does not contain 5."""
+    wanted = plain_text(str(expected))
+    before = r"(?<!\d)(?<!\d\.)" if wanted[:1].isdigit() else ""
+    after = r"(?!\.?\d)" if wanted[-1:].isdigit() else ""
+    return re.search(before + re.escape(wanted) + after, one_form(reply.text)) is not None
 
 
 def _number(_call: Call, expected: Any, reply: Reply) -> bool:
     """The last number of the text, which is where answers stand."""
-    found = _NUMBER.findall(reply.text)
+    wanted, found = _numbers(str(expected)), _numbers(reply.text)
+    return bool(found) and same_number(wanted[-1], found[-1])
+
+
+def _numbers(text: str) -> list[float]:
+    """Those in it."""
+    found = _NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
+    return [_number_of(one.replace(",", "")) for one in found]
+
+
+def _number_of(text: str) -> float:
     try:
-        wanted = float(str(expected).replace(",", ""))
-        return bool(found) and abs(float(found[-1].replace(",", "")) - wanted) <= 1e-6 * max(
-            1.0, abs(wanted)
-        )
+        return int(text)
     except ValueError:
-        return False
+        return float(text)
 
 
 def _regex(_call: Call, expected: Any, reply: Reply) -> bool:
@@ -163,7 +191,8 @@ def _regex(_call: Call, expected: Any, reply: Reply) -> bool:
 
 
 def _reference(call: Call, expected: Any, reply: Reply) -> bool:
-    """Calls must be the same ones; texts share most of their words."""
+    """Calls must be the same ones; texts share most of their words, and the numbers of one are
+    all in the other."""
     if expected.get("tool_calls") or reply.tool_calls:
         return bool(expected.get("tool_calls")) and _calls(call, expected, reply)
     text = str(expected.get("text") or "")
@@ -172,6 +201,9 @@ def _reference(call: Call, expected: Any, reply: Reply) -> bool:
             return _json(call, json.loads(text), reply)
         except ValueError:
             return False
+    here, there = (set(_numbers(one)) for one in (reply.text, text))
+    if not (here <= there or there <= here):
+        return False
     ours, theirs = (Counter(plain_text(one).split()) for one in (reply.text, text))
     shared = (ours & theirs).total()
     return shared > 0 and 2 * shared / (ours.total() + theirs.total()) >= LIKE_ENOUGH

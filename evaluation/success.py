@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from tierwise.evaluation.tasks import SUITE_NAME, Checkable, Task, summarize
+from tierwise.evaluation.tasks import Checkable
 from tierwise.runtime.chat import Reply
 from tierwise.runtime.chat_template import ChatTemplate
 from tierwise.runtime.errors import CallError
-from tierwise.runtime.family import SuiteResult
 from tierwise.runtime.llama import Model
 from tierwise.runtime.loaded_tier import LoadedTier, ReplyStream
 from tierwise.runtime.memory import predict_memory
@@ -119,16 +118,3 @@ def run_suite(
     while waiting:
         collect()
     return tuple(outcomes)
-
-
-def measure_success(
-    tier: LoadedTier,
-    tasks: Sequence[Task],
-    *,
-    seed: int,
-    suite: str = SUITE_NAME,
-    progress: Callable[[str, float], None] | None = None,
-) -> SuiteResult:
-    """`run_suite`, summed up by grade and kind."""
-    outcomes = run_suite(tier, tasks, progress=progress)
-    return summarize(tasks, [outcome.passed for outcome in outcomes], suite=suite, seed=seed)

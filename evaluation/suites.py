@@ -40,11 +40,14 @@ class Suite:
 def _tools(seed: int, limit: int | None) -> Suite:
     """Each task with tools of its own: what is learned of some is told of others in earnest.
 
-    More of them begin with the same ones, so that nothing is asked twice.
+    More of them begin with the same ones, so that nothing is asked twice. Of a thousand, some two
+    dozen repeat a request: these are of one group.
     """
     # Students may have been taught on the other split.
     tasks = generate_tasks(limit or DEFAULT_TASKS, seed=OWN_SEED + seed, split="test")
-    return _shuffled(f"tools-{seed}", tasks, [task.id for task in tasks], seed)
+    first: dict[str, str] = {}
+    groups = [first.setdefault(task.call.request, task.id) for task in tasks]
+    return _shuffled(f"tools-{seed}", tasks, groups, seed)
 
 
 def _bfcl(category: Category) -> Callable[[int, int | None], Suite]:

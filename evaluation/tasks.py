@@ -107,10 +107,9 @@ class Task:
 def same_value(gold: Any, given: Any, schema: JSONObject) -> bool:
     """Whether two JSON values mean the same, after light normalisation.
 
-    Strings: case, surrounding whitespace and punctuation, and the amount of inner whitespace
-    do not count. Numbers: equal within 1e-6 relative, 3 equals 3.0. Booleans: exact, and no
-    number is one. Arrays: in order. Objects: the same properties, save that one absent from
-    the gold may be given if it equals the schema's ``default`` for it.
+    Strings: as `plain_text`. Numbers: as `same_number`; booleans: exact, and no number is one.
+    Arrays: in order. Objects: the same properties; one that is absent has the schema's
+    ``default`` for it, if there is one.
 
     Args:
         gold: The right value.
@@ -120,7 +119,7 @@ def same_value(gold: Any, given: Any, schema: JSONObject) -> bool:
     if isinstance(gold, Mapping):
         return isinstance(given, Mapping) and _same_object(gold, given, schema)
     if isinstance(gold, list | tuple):
-        items = schema.get("items", {})
+        items = _schema(schema.get("items"))
         return (
             isinstance(given, list | tuple)
             and len(given) == len(gold)
@@ -130,39 +129,67 @@ def same_value(gold: Any, given: Any, schema: JSONObject) -> bool:
         return isinstance(given, str) and plain_text(gold) == plain_text(given)
     if gold is None or isinstance(gold, bool):
         return given is gold
-    return isinstance(given, int | float) and _same_number(gold, given)
+    return isinstance(given, int | float) and same_number(gold, given)
 
 
 def _same_object(gold: Mapping[str, Any], given: Mapping[str, Any], schema: JSONObject) -> bool:
-    properties = schema.get("properties", {})
-    if not gold.keys() <= given.keys():
-        return False
-    for name, value in given.items():
-        of_name = properties.get(name, {})
-        if name not in gold and "default" not in of_name:
+    properties = _schema(schema.get("properties"))
+    for name in gold.keys() | given.keys():
+        of_name = _schema(properties.get(name))
+        if not (name in gold and name in given) and "default" not in of_name:
             return False
-        if not same_value(gold[name] if name in gold else of_name["default"], value, of_name):
+        right, said = (one[name] if name in one else of_name["default"] for one in (gold, given))
+        if not same_value(right, said, of_name):
             return False
     return True
 
 
-def _same_number(gold: float, given: float) -> bool:
+def _schema(found: Any) -> JSONObject:
+    """A part of a schema; ``true``, lists of schemas and the like say nothing here."""
+    return found if isinstance(found, Mapping) else {}
+
+
+def same_number(gold: float, given: float) -> bool:
+    """Whole numbers must be equal, as they may be identifiers (3 equals 3.0); others within 1e-6
+    relative."""
     if isinstance(given, bool):
         return False
+    if _is_whole(gold) and _is_whole(given):
+        return gold == given
     try:
         return math.isclose(gold, given, rel_tol=1e-6)
     except OverflowError:  # an integer beyond the largest float
         return False
 
 
+def _is_whole(number: float) -> bool:
+    return isinstance(number, int) or number.is_integer()
+
+
+def one_form(text: str) -> str:
+    """The text in one case and one Unicode form, single-spaced."""
+    plain = unicodedata.normalize("NFC", text).replace("\N{MINUS SIGN}", "-").casefold()
+    return " ".join(plain.split())
+
+
 def plain_text(text: str) -> str:
-    """The text in one case, single-spaced, without whitespace and punctuation at its ends."""
-    words = " ".join(text.casefold().split())
+    """`one_form` of the text, without punctuation at its ends.
+
+    Punctuation that says something stays: "-5", ".5" and "/etc" are not "5" and "etc", "C#" is not
+    "C" and "50%" not "50". So does a text that has nothing else.
+    """
+    words = one_form(text)
     start, end = 0, len(words)
     while start < end and _strippable(words[start]):
         start += 1
     while end > start and _strippable(words[end - 1]):
         end -= 1
+    if start == end:
+        return words
+    if start > 0 and words[start - 1] in "-./\\":
+        start -= 1
+    if end < len(words) and words[end] in "#%":
+        end += 1
     return words[start:end]
 
 

@@ -105,7 +105,7 @@ class Budget(BaseModel):
         if self.guarantee is not None and (means or prices):
             raise ConfigError(
                 f"a budget with a guarantee cannot have {(means + prices)[0]}: a promise holds "
-                "for the quickest tier above a floor. Leave one out."
+                "for the usually quickest tier above a floor. Leave one out."
             )
 
     @property

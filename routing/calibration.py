@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tierwise.routing.budget import Budget
+from tierwise.routing.decision import Forecast
 from tierwise.routing.estimators import SuccessPredictor
 from tierwise.routing.features import FeatureSpec, call_features
 from tierwise.routing.isotonic import Reliability, TierCurves
@@ -149,7 +150,8 @@ class Calibration:
     def promise(
         self, floor: float, confidence: float, enabled: Collection[str] | None = None
     ) -> Guarantee:
-        """The threshold that keeps a floor, as a share of the best tier's successes.
+        """The threshold that keeps a floor, as a share of the best tier's successes, where calls go
+        to the first tier above it in the order of `cheapest_first`.
 
         Args:
             floor: The share.
@@ -166,13 +168,26 @@ class Calibration:
             self._promises[key] = guarantee(
                 judged.predicted[:, columns],
                 judged.outcomes[:, columns],
-                judged.cost[:, columns],
+                self._mean_cost[columns],
                 floor=floor,
                 confidence=confidence,
                 reference=int(np.argmax(self.means[columns])),
                 groups=judged.groups.tolist(),
             )
         return self._promises[key]
+
+    @property
+    def _mean_cost(self) -> Floats:
+        """Of the judged calls, shape (tiers,)."""
+        cost = self.judged.cost
+        return cost.mean(axis=0) if len(cost) else np.zeros(cost.shape[1])
+
+    def cheapest_first(self, forecasts: Sequence[Forecast]) -> list[Forecast]:
+        """In the order of cost that promises were tested in, whatever a tier takes for this call;
+        tiers that are not calibrated keep their place."""
+        cost = dict(zip(self.tiers, self._mean_cost.tolist(), strict=True))
+        known = iter(sorted((f for f in forecasts if f.tier in cost), key=lambda f: cost[f.tier]))
+        return [next(known) if f.tier in cost else f for f in forecasts]
 
     def _columns(self, enabled: Collection[str] | None, so: str, instead: str) -> list[int]:
         """Of these tiers; at least one."""

@@ -7,8 +7,7 @@ the same price together; where the sweep stops halfway through such a group, its
 drawn at random (ties are split).
 
 With two tiers and a cost of 0 and 1 this is RouteLLM's curve over the share of calls that go to
-the strong model, and its measures are the area under it (APGR) and the share that reaches a given
-recovery (CPT): Ong et al., arXiv 2406.18665.
+the strong model, and the area under it is its APGR: Ong et al., arXiv 2406.18665.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tierwise.routing.bootstrap import Interval
 from tierwise.routing.representation import Floats
 from tierwise.runtime.errors import ConfigError
 
@@ -36,18 +34,15 @@ class Curve:
     cost: Floats
     quality: Floats
 
-    def recovered(self, share: float) -> float:
-        """Share of the gap in quality between both ends that is recovered at a share of the gap
-        in cost (PGR); NaN if there is no gap."""
-        cost, quality = self._between_ends()
-        return float(np.interp(share, cost, quality))
-
     def area(self) -> float:
-        """Mean of `recovered` over all shares (APGR for two tiers): 0.5 for a router that draws at
-        random, 1 for one that has all of the gap at once; more is possible, as a small tier may
-        be right where the large one is not. NaN if there is no gap."""
-        cost, quality = self._between_ends()
-        return float(np.sum(np.diff(cost) * (quality[1:] + quality[:-1]) / 2))
+        """Mean share of the gap in quality between both ends that is recovered, over all shares of
+        the gap in cost (APGR for two tiers): 0.5 for a router that draws at random, 1 for one that
+        has all of the gap at once; more is possible, as a small tier may be right where the large
+        one is not. NaN if there is no gap."""
+        rise = float(self.quality[-1] - self.quality[0])
+        if self.cost[-1] <= self.cost[0] or rise <= 0:
+            return math.nan
+        return (self.height() - float(self.quality[0])) / rise
 
     def height(self) -> float:
         """Mean quality over all costs between the ends. On the same calls it ranks routers as
@@ -56,30 +51,6 @@ class Curve:
         if wide <= 0:
             return float(self.quality[-1])
         return float(np.sum(np.diff(self.cost) * (self.quality[1:] + self.quality[:-1])) / 2 / wide)
-
-    def share_for(self, recovered: float) -> float:
-        """The smallest share of the gap in cost at which so much is recovered (CPT); NaN if there
-        is no gap."""
-        cost, quality = self._between_ends()
-        if math.isnan(quality[0]):
-            return math.nan
-        reached = np.flatnonzero(quality >= recovered - 1e-12)
-        if not len(reached):
-            return 1.0
-        at = int(reached[0])
-        if at == 0:
-            return 0.0
-        rise = quality[at] - quality[at - 1]
-        part = (recovered - quality[at - 1]) / rise if rise > 0 else 1.0
-        return float(cost[at - 1] + min(1.0, part) * (cost[at] - cost[at - 1]))
-
-    def _between_ends(self) -> tuple[Floats, Floats]:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            cost = (self.cost - self.cost[0]) / (self.cost[-1] - self.cost[0])
-            quality = (self.quality - self.quality[0]) / (self.quality[-1] - self.quality[0])
-        if self.cost[-1] <= self.cost[0] or self.quality[-1] <= self.quality[0]:
-            return np.array([0.0, 1.0]), np.array([math.nan, math.nan])
-        return cost, quality
 
 
 class Sweep:
@@ -199,31 +170,6 @@ def apgr(score: Floats, weak: Floats, strong: Floats) -> float:
     NaN if the strong model is no better than the weak one. Arguments and errors as `two_tiers`.
     """
     return two_tiers(score, weak, strong).curve().area()
-
-
-def cpt(score: Floats, weak: Floats, strong: Floats, recovered: float) -> float:
-    """The smallest share of calls to the strong model at which so much of the gap is recovered.
-
-    NaN if there is no gap. Arguments and errors as `two_tiers`.
-    """
-    return two_tiers(score, weak, strong).curve().share_for(recovered)
-
-
-def area_interval(sweep: Sweep, counts: Floats) -> Interval:
-    """Of `Curve.area`, over resamples of shape (draws, n)."""
-    return Interval.of(sweep.curve().area(), sweep.areas(counts))
-
-
-def area_difference(sweep: Sweep, other: Sweep, counts: Floats) -> Interval:
-    """By how much the first area is larger, on the same resamples.
-
-    Raises:
-        ConfigError: The sweeps are not of the same number of calls.
-    """
-    if sweep.n != other.n:
-        raise ConfigError(f"sweeps of {sweep.n} and {other.n} calls cannot be paired")
-    value = sweep.curve().area() - other.curve().area()
-    return Interval.of(value, sweep.areas(counts) - other.areas(counts))
 
 
 def hull(cost: Floats, quality: Floats) -> Curve:

@@ -48,6 +48,10 @@ def feasible_first(
     Tiers on other machines are asked where none of this one is above the floor: calls stay here
     as long as they can.
 
+    With a guarantee it is the first of those above the floor, wherever it is: a promise was tested
+    in the order that the forecasts then have (`Calibration.cheapest_first`), and what a tier takes
+    for one call must not change who answers.
+
     Going to another tier has its price in that tier's forecast already: it must be loaded if it
     is cold, and must read what of the conversation it has not cached. Coming back has one too,
     which is in no forecast of this call: the tier that is left must then read what was said
@@ -70,13 +74,19 @@ def feasible_first(
     best = max(f.success for f in forecasts)
     floor = budget.quality * best
     good = [f for f in feasible if f.success >= floor - 1e-9]
-    if budget.guarantee is None:  # a promise was tested on the cheapest, wherever it is
+    if budget.guarantee is None:
         good = [f for f in good if not f.remote] or good
     if not good:
         chosen = max(feasible, key=lambda f: (f.success, -prices.cost(f)))
         reason = (
             f"no tier within the budget reaches the quality floor of {floor:.0%}; "
             f"{chosen.tier} comes nearest with {chosen.success:.0%}"
+        )
+    elif budget.guarantee is not None:
+        chosen = good[0]
+        reason = (
+            f"{chosen.tier} is usually the quickest of {len(good)} that reach the quality floor "
+            f"({chosen.success:.0%} against {floor:.0%})"
         )
     else:
         chosen = max(good, key=lambda f: (prices.value(f), -f.seconds))

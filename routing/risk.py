@@ -121,26 +121,23 @@ def guarantee(
     spent = np.broadcast_to(np.asarray(cost, np.float64), outcomes.shape)[known]
     every = np.arange(len(y))
     choices = [cheapest_that_will_do(predicted[known], spent, t) for t in thresholds]
-    # The last row is the best that any threshold could do.
+    # The last row is the best that any threshold could do, or the reference.
+    best = y.max(axis=1) if reference is None else y[:, reference]
+    right = _by_group(np.array([*(y[every, choice] for choice in choices), best]), numbers, seed)
+    n = right.shape[1]
     if reference is None:
-        bound = 1 - floor
-        right = np.array([*(y[every, choice] for choice in choices), y.max(axis=1)])
-        losses = 1 - right
+        bound, losses = 1 - floor, 1 - right
     else:
         # A call loses ``floor`` where only the reference is right and gains 1 where only the
         # choice is: from -1 to ``floor``, here moved and stretched to 0..1.
-        bound = 1 / (1 + floor)
-        right = np.array([*(y[every, choice] for choice in choices), y[:, reference]])
-        losses = (floor * y[:, reference] - right + 1) / (1 + floor)
-    losses = _by_group(losses, numbers, seed)
-    n = losses.shape[1]
+        bound, losses = 1 / (1 + floor), (floor * right[-1] - right + 1) / (1 + floor)
     method = method or ("binomial" if np.isin(losses, (0.0, 1.0)).all() else "betting")
     pvalue = _pvalue(method, losses)
     at, p = last_rejected(losses[:-1], bound, confidence, pvalue)
     if at is None:
         reason = _why_not(losses[-1], bound, confidence, pvalue, p)
         return Guarantee(None, floor, confidence, n, method, math.nan, reason)
-    whole = len(y) if reference is None else y[:, reference].sum()
+    whole = n if reference is None else right[-1].sum()
     reached = float(right[at].sum() / whole) if whole else math.inf
     share = "of all calls were right" if reference is None else "of the reference tier's successes"
     reason = (
@@ -179,9 +176,9 @@ def last_rejected(
     return last, p
 
 
-def _by_group(losses: Floats, numbers: NDArray[np.intp], seed: int) -> Floats:
-    """Mean losses of the groups, in random order."""
-    means = np.array([np.bincount(numbers, row) for row in losses]) / np.bincount(numbers)
+def _by_group(rows: Floats, numbers: NDArray[np.intp], seed: int) -> Floats:
+    """Means of the groups, in random order."""
+    means = np.array([np.bincount(numbers, row) for row in rows]) / np.bincount(numbers)
     return means[:, np.random.default_rng(seed).permutation(means.shape[1])]
 
 

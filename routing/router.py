@@ -189,6 +189,8 @@ class Router:
             made.remote(client, success[client.tier.name], excluded.get(client.tier.name))
             for client in self._clients.values()
         ]
+        if budget.guarantee is not None and self.calibration is not None:
+            forecasts = self.calibration.cheapest_first(forecasts)
         if pin is not None:
             name, reason, forecasts_ = self._pinned(pin, forecasts)
         else:

@@ -63,28 +63,37 @@ class EnergyMeter:
         now, counts = time.perf_counter(), self._counters()
         seconds, self._began = now - self._began, now
         before, self._counts = self._counts, counts
-        if self._zones:
-            return Energy(sum(map(self._taken, self._zones, before, counts)), "rapl")
+        taken = [one for one in map(self._taken, self._zones, before, counts) if one is not None]
+        if taken and len(taken) == len(self._zones):
+            return Energy(sum(taken), "rapl")
         power = _power(self._battery) if self._battery else None
         if power:
             return Energy(power * seconds, "battery")
         return Energy(seconds * self._threads * WATTS_PER_CORE, "estimated")
 
-    def _counters(self) -> list[int]:
-        return [_number(zone / "energy_uj") or 0 for zone in self._zones]
+    def _counters(self) -> list[int | None]:
+        return [_number(zone / "energy_uj") for zone in self._zones]
 
     @staticmethod
-    def _taken(zone: Path, before: int, after: int) -> float:
-        """Joules between two readings; a counter starts again at 0 beyond its range."""
+    def _taken(zone: Path, before: int | None, after: int | None) -> float | None:
+        """Joules between two readings; None if one failed. A counter starts again at 0 beyond its
+        range."""
+        if before is None or after is None:
+            return None
         if after < before:
-            after += _number(zone / "max_energy_range_uj") or 0
-        return max(0, after - before) / 1e6
+            most = _number(zone / "max_energy_range_uj")
+            if most is None or most < before:
+                return None
+            after += most
+        return (after - before) / 1e6
 
 
 def _zones(system: Path) -> list[Path]:
-    """The counters of whole packages: parts of them ("intel-rapl:0:1") would count twice."""
+    """The counters of whole packages: parts of them ("intel-rapl:0:1"), and that of the whole
+    machine ("psys", in which they are) beside them, would count twice."""
     found = (system / "powercap").glob("intel-rapl:*")
-    return sorted(zone for zone in found if zone.name.count(":") == 1)
+    whole = sorted(zone for zone in found if zone.name.count(":") == 1)
+    return [zone for zone in whole if _text(zone / "name") != "psys"] or whole
 
 
 def _battery(system: Path) -> Path | None:
@@ -97,7 +106,7 @@ def _battery(system: Path) -> Path | None:
 def _power(battery: Path) -> float | None:
     """Watts that leave the battery now."""
     if (power := _number(battery / "power_now")) is not None:
-        return power / 1e6
+        return abs(power) / 1e6  # the sign is the driver's choice, as of the current
     current, voltage = _number(battery / "current_now"), _number(battery / "voltage_now")
     return None if current is None or voltage is None else abs(current) / 1e6 * voltage / 1e6
 

@@ -125,6 +125,7 @@ def made_calibration(*, route: bool = True, signals: Signals | None = None) -> C
     """Of a small and a large tier, learned from nothing; judged on chances all over the place."""
     rng = np.random.default_rng(0)
     predicted = rng.random((500, 2))
+    cost = np.tile([0.1, 0.4], (500, 1))
     return Calibration(
         tiers=("small", "large"),
         sha256=("0" * 64, "1" * 64),
@@ -141,5 +142,5 @@ def made_calibration(*, route: bool = True, signals: Signals | None = None) -> C
         verdict=Verdict(route, "because", "small", 500, 500, ()),
         floor=0.9,
         suites={"made": 500},
-        judged=Judged(predicted, predicted.round(), predicted, np.arange(500)),
+        judged=Judged(predicted, predicted.round(), cost, np.arange(500)),
     )

@@ -6,13 +6,14 @@ import csv
 import json
 import sqlite3
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from family_factory import TierSpec, make_family
 from scripted_model import write_scripted_gguf
 
-from tierwise.evaluation.collect import BLOCK, FIRST, TIMED, collect_outcomes
+from tierwise.evaluation.collect import BLOCK, FIRST, TIMED, collect_outcomes, judge_by
 from tierwise.evaluation.outcomes import COLUMNS, OUTCOMES, KnownTask, OutcomeStore, TierOutcome
 from tierwise.evaluation.own_prompts import read_prompts
 from tierwise.evaluation.suites import Suite, load_suite, own_suite
@@ -134,6 +135,24 @@ def test_the_tier_nearest_to_the_base_is_the_reference_where_no_answer_is_given(
         assert sum(one.passed for one in store.outcomes([small])) == 3
 
 
+def test_who_says_nothing_is_no_reference(family: Family, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    prompts = [{"prompt": "KEYA " + "too long " * 20_000}, {"prompt": "KEYA"}]
+    path.write_text("\n".join(map(json.dumps, prompts)), encoding="utf-8")
+    tasks = own_suite(path)
+    with OutcomeStore(family.folder / OUTCOMES) as store, Pool(family) as pool:
+        collect_outcomes(family, [tasks], store, pool=pool)
+        for _ in range(2):
+            passed = [one.passed for one in store.outcomes()]
+            assert sorted(passed) == [False, False, True, True]
+            judge_by(family.tiers[::-1], [tasks], store)
+        # Whoever it was compared with before: nobody says anything to the first one.
+        known = [replace(one, passed=True) for one in store.outcomes()]
+        store.add([], known)
+        judge_by(family.tiers[::-1], [tasks], store)
+        assert passed == [one.passed for one in store.outcomes()]
+
+
 def outcome(task: str = "a", tier: str = "t", *, passed: bool = True) -> TierOutcome:
     return TierOutcome("s", task, tier, passed, 0.5, None, 9, 0, 2, 1, (0.25, 0.5), {"text": "x"})
 
@@ -143,7 +162,8 @@ def test_tables(tmp_path: Path) -> None:
         store.add([KnownTask("s", "a", "g", {"prompt": "?"})], [outcome(), outcome(tier="u")])
         assert store.known("s", "t") == {"a"} and store.known("s", "z") == set()
         assert store.reply("s", "a", "t") == {"text": "x"} and store.reply("s", "b", "t") is None
-        assert list(store.outcomes(["t"])) == [outcome()]
+        assert list(store.outcomes(["t"])) == list(store.outcomes(["t"], "s")) == [outcome()]
+        assert not list(store.outcomes(suite="r")) and len(list(store.outcomes(suite="s"))) == 2
         assert store.export(tmp_path / "out.csv") == 2
         text = (tmp_path / "out.csv").read_text(encoding="utf-8")
         rows = list(csv.DictReader(text.splitlines()))
@@ -211,6 +231,15 @@ def test_suites_that_are_not_there() -> None:
     for name in ("nothing", "tools:none", "tools:0"):
         with pytest.raises(ConfigError):
             load_suite(name)
+
+
+def test_tasks_that_ask_the_same_are_of_one_group() -> None:
+    found = load_suite("tools:1000")
+    groups: dict[str, set[str]] = {}
+    for task, group in zip(found.tasks, found.groups, strict=True):
+        groups.setdefault(task.call.request, set()).add(group)
+    assert len(groups) < 1000 and all(len(one) == 1 for one in groups.values())
+    assert len(set(found.groups)) == len(groups)
 
 
 def test_groups_stay_together(tmp_path: Path) -> None:

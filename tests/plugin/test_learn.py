@@ -39,8 +39,9 @@ OPTIONS: dict[str, Any] = {
     "replay_tokens": 0,
     "tokens_per_step": 512,
     "suites": ("tools:3",),
+    "tolerance": 0.75,
 }
-"""Enough for a tiny model to learn one reply."""
+"""Enough for a tiny model to learn one reply; three tasks rule out no smaller loss."""
 
 SCRIPT = """
 import contextlib, json, os, signal, sys

@@ -33,6 +33,7 @@ from tierwise.routing.calibration_store import (
 from tierwise.routing.estimators_prior import StructuralPrior
 from tierwise.routing.features import call_features
 from tierwise.routing.labelled import labelled
+from tierwise.routing.risk import Guarantee
 from tierwise.routing.router import Router
 from tierwise.runtime.chat import Reply
 from tierwise.runtime.errors import CalibrationError, ConfigError
@@ -185,6 +186,34 @@ def test_a_guarantee_is_kept_or_the_best_tier_answers(family: Family) -> None:
         easy = router.decide(ask(False), budget=careful)
         best = max(easy.forecasts, key=lambda forecast: forecast.success)
         assert easy.tier == best.tier
+
+
+def test_a_promise_is_kept_in_the_order_that_it_was_tested_in(family: Family) -> None:
+    """A tier that is slow just now must not hand its calls to one that nothing was promised of."""
+    found = calibrated(family, by_kind)
+
+    def promised(cost: np.ndarray) -> Guarantee:
+        judged = replace(found.judged, cost=cost)
+        return replace(found, judged=judged, _promises={}).promise(0.7, 0.9)
+
+    cost = found.judged.cost.copy()
+    assert promised(cost[:, ::-1]) != promised(cost) == found.promise(0.7, 0.9)
+    # Call by call the costs may be in another order than they are on average.
+    cost[::3] = cost[::3, ::-1]
+    assert promised(cost) == found.promise(0.7, 0.9)
+    slow = family_profiles(family)["small"].model_copy(
+        update={"prefill_tokens_per_s": 10.0, "decode_tokens_per_s": 1.0}
+    )
+    with Pool(family, probe=lambda: PLENTY, threads=1) as pool:
+        router = Router(
+            family, pool, probe=lambda: PLENTY, calibration=found, profiles={"small": slow}
+        )
+        assert router.decide(ask(False)).tier == "large"
+        decision = router.decide(ask(False), budget=Budget(quality=0.7, guarantee=0.9))
+        assert decision.tier == "small" and "usually the quickest" in decision.reason
+    small, large = decision.forecasts
+    other = replace(small, tier="other")
+    assert found.cheapest_first([large, other, small]) == [small, other, large]
 
 
 def test_the_worse_tier_by_outcomes_comes_first_whatever_its_divergence(family: Family) -> None:

@@ -49,7 +49,15 @@ def test_what_is_lost_in_general_forbids_a_swap() -> None:
     assert compare(pairs(20, 0, 0), pairs(0, 12, 108, right=True), tolerance=0.2).better
     # So few tasks that a loss cannot be ruled out: the lower end of the interval decides.
     assert not compare(pairs(20, 0, 0), pairs(2, 2, 8, right=True)).better
-    assert compare(pairs(20, 0, 0), pairs(0, 0, 12)).better
+
+
+@pytest.mark.parametrize(("tasks", "better"), [(12, False), (71, False), (72, True)])
+def test_few_tasks_of_which_none_was_lost_rule_out_little(tasks: int, better: bool) -> None:
+    """Of tasks of which one in twenty is lost, none of 71 is in one case of forty."""
+    found = compare(pairs(20, 0, 0), pairs(0, 0, tasks, right=True))
+    assert found.better is better and found.general is not None and found.general.lost == 0
+    copies = compare(pairs(20, 0, 0), pairs(0, 0, 12, size=20, right=True))
+    assert not copies.better and "lost 26.5%" in copies.reason  # 0.735 ** 12 is 0.025
 
 
 def test_a_lead_may_show_on_all_tasks_together() -> None:

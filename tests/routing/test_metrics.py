@@ -13,9 +13,6 @@ from tierwise.routing.metrics import (
     Sweep,
     aiq,
     apgr,
-    area_difference,
-    area_interval,
-    cpt,
     hull,
     two_tiers,
 )
@@ -44,10 +41,6 @@ def test_two_tiers_by_hand() -> None:
     curve = two_tiers(score, weak, strong).curve()
     assert curve.cost.tolist() == [0, 0.25, 0.5, 0.75, 1]
     assert curve.quality.tolist() == [0.5, 0.75, 1, 1, 1]
-    assert curve.recovered(0.125) == pytest.approx(0.25) and curve.recovered(0.6) == 1
-    assert cpt(score, weak, strong, 0.5) == 0.25 and cpt(score, weak, strong, 1) == 0.5
-    assert cpt(score, weak, strong, 0.25) == 0.125 and cpt(score, weak, strong, 0) == 0
-    assert cpt(-score, weak, strong, 1) == 1
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -86,15 +79,13 @@ def test_the_oracle_recovers_more_than_all() -> None:
     strong = np.array([0.0, 1.0, 1.0, *[1.0] * 7])  # one loss, two gains, a gap of 0.1
     wanted = 0.2 * (0 + 2) / 2 + 0.7 * 2 + 0.1 * (2 + 1) / 2
     assert apgr(strong - weak, weak, strong) == pytest.approx(wanted) and wanted > 1
-    assert cpt(strong - weak, weak, strong, 1) == pytest.approx(0.1)
 
 
 def test_where_the_strong_is_no_better_nothing_is_defined() -> None:
     weak, strong = np.array([1.0, 0.0]), np.array([0.0, 1.0])
     score = np.array([0.3, 0.4])
-    assert math.isnan(apgr(score, weak, strong)) and math.isnan(cpt(score, weak, strong, 0.5))
-    assert math.isnan(two_tiers(score, weak, strong).curve().recovered(0.5))
-    assert math.isnan(area_interval(two_tiers(score, weak, strong), np.ones((3, 2))).value)
+    assert math.isnan(apgr(score, weak, strong))
+    assert np.isnan(two_tiers(score, weak, strong).areas(np.ones((3, 2)))).all()
 
 
 # --- Several tiers --------------------------------------------------------------------------------
@@ -136,7 +127,6 @@ def test_several_tiers_with_a_useless_middle_are_as_good_as_two() -> None:
     y = np.stack((weak, np.zeros(300), strong), axis=1)
     three = Sweep(predicted, y, np.array([1.0, 1.5, 3.0])).curve()
     assert three.area() == pytest.approx(apgr(gain, weak, strong))
-    assert three.share_for(0.5) == pytest.approx(cpt(gain, weak, strong, 0.5))
 
 
 def test_tiers_may_come_in_any_order() -> None:
@@ -169,7 +159,7 @@ def test_heights_rank_as_areas_do_and_need_no_gap() -> None:
 def test_a_middle_tier_that_is_as_good_as_the_dearest_is_worth_its_area() -> None:
     y = np.tile([0.0, 1.0, 1.0], (10, 1))
     curve = Sweep(y, y, np.array([0.0, 1.0, 10.0])).curve()
-    assert curve.area() == pytest.approx(0.1 / 2 + 0.9) and curve.share_for(1) == pytest.approx(0.1)
+    assert curve.area() == pytest.approx(0.1 / 2 + 0.9)
 
 
 @pytest.mark.parametrize(
@@ -270,16 +260,17 @@ def test_an_area_is_told_from_chance_and_from_another_on_the_same_calls() -> Non
     twin = two_tiers(strong - weak + rng.normal(size=400), weak, strong)
     none = two_tiers(rng.normal(size=400), weak, strong)
     counts = resamples(400)
-    assert area_interval(good, counts).low > 0.5
-    blind = area_interval(none, counts)
+    areas = {
+        name: one.areas(counts) for name, one in (("good", good), ("twin", twin), ("none", none))
+    }
+    assert Interval.of(good.curve().area(), areas["good"]).low > 0.5
+    blind = Interval.of(none.curve().area(), areas["none"])
     assert blind.low < 0.5 < blind.high
-    assert area_difference(good, none, counts).low > 0
-    same = area_difference(good, twin, counts)
+    assert Interval.of(1.0, areas["good"] - areas["none"]).low > 0
+    same = Interval.of(0.0, areas["good"] - areas["twin"])
     assert same.low < 0 < same.high
-    zero = area_difference(good, good, counts)
-    assert (zero.value, zero.low, zero.high) == (0, 0, 0)
-    with pytest.raises(ConfigError, match="cannot be paired"):
-        area_difference(good, two_tiers(rng.random(9), weak[:9], strong[:9]), counts)
+    once = good.areas(np.ones((1, 400)))
+    assert once.item() == pytest.approx(good.curve().area())
 
 
 def test_what_is_undefined_stays_so() -> None:

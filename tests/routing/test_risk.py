@@ -225,6 +225,17 @@ def test_copies_are_no_evidence() -> None:
     assert not found.holds and found.n == 12
 
 
+def test_what_was_reached_counts_copies_once_too() -> None:
+    """The small tier fails one prompt of 301, which was asked 300 times."""
+    outcomes = np.ones((600, 2))
+    outcomes[300:, 0] = 0
+    groups = [*range(300), *[300] * 300]
+    found = guarantee(
+        np.full((600, 2), 0.9), outcomes, np.array([1.0, 2.0]), floor=0.9, groups=groups
+    )
+    assert found.threshold == 0 and found.reached == pytest.approx(300 / 301)
+
+
 def test_calls_that_a_tier_was_not_asked_are_left_out() -> None:
     predicted, outcomes = calls(600, np.random.default_rng(10))
     outcomes[::2, 0] = np.nan

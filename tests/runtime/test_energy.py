@@ -46,9 +46,38 @@ def test_a_counter_that_started_again_is_read_on(tmp_path: Path) -> None:
     assert meter.lap().joules == pytest.approx(5.0)
 
 
+def test_the_whole_machine_is_not_added_to_its_packages(tmp_path: Path) -> None:
+    names = {"intel-rapl:0": "package-0", "intel-rapl:1": "psys"}
+    for folder, name in names.items():
+        (zone(tmp_path, folder, 10.0) / "name").write_text(f"{name}\n")
+    meter = EnergyMeter(threads=2, system=tmp_path)
+    zone(tmp_path, "intel-rapl:0", 14.0)
+    zone(tmp_path, "intel-rapl:1", 30.0)
+    assert meter.lap().joules == pytest.approx(4.0)
+
+
+def test_a_reading_that_fails_is_no_counter_that_started_again(tmp_path: Path) -> None:
+    folder = zone(tmp_path, "intel-rapl:0", 600.0)
+    meter = EnergyMeter(threads=1, system=tmp_path)
+    (folder / "energy_uj").unlink()
+    lost = meter.lap()
+    zone(tmp_path, "intel-rapl:0", 601.0)
+    back = meter.lap()
+    zone(tmp_path, "intel-rapl:0", 603.0)
+    assert lost.source == back.source == "estimated" and lost.joules + back.joules < 100
+    assert (meter.lap().joules, meter.source) == (pytest.approx(2.0), "rapl")
+    zone(tmp_path, "intel-rapl:0", 1.0)
+    (folder / "max_energy_range_uj").unlink()
+    assert meter.lap().source == "estimated"
+
+
 @pytest.mark.parametrize(
     "values",
-    [{"power_now": 12_000_000}, {"current_now": -1_000_000, "voltage_now": 12_000_000}],
+    [
+        {"power_now": 12_000_000},
+        {"power_now": -12_000_000},
+        {"current_now": -1_000_000, "voltage_now": 12_000_000},
+    ],
 )
 def test_on_battery_its_power_is_taken(tmp_path: Path, values: dict[str, int]) -> None:
     battery(tmp_path, "Discharging", **values)
