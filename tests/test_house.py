@@ -240,6 +240,27 @@ def test_every_public_name_can_be_had() -> None:
     assert ast.literal_eval(run_python(code)) == names
 
 
+def test_without_torch_its_names_name_the_cure_and_the_others_are_there() -> None:
+    code = """
+import pydoc, sys
+sys.modules["torch"] = None  # as if it were not installed
+from tierwise import *
+import tierwise
+print(Budget.__name__, len(pydoc.render_doc(tierwise)) > 0)
+for name in ("ModelAdapter", "adapt_model", "run_optimization"):
+    try:
+        getattr(tierwise, name)
+    except tierwise.TierwiseError as error:
+        print(isinstance(error, ImportError), error)
+"""
+    first, *rest = run_python(code).splitlines()
+    assert first == "Budget True"
+    assert rest == [
+        f"True {name} needs the package 'torch': pip install 'tierwise[compress]'"
+        for name in ("ModelAdapter", "adapt_model", "run_optimization")
+    ]
+
+
 def test_the_version_is_that_of_the_project() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert tierwise.__version__ == project["version"]
