@@ -227,6 +227,19 @@ def test_build_in_a_place_that_cannot_be_written(tiny_gguf: Path, tmp_path: Path
     assert said.startswith("NotADirectoryError: ")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are UTF-8 there")
+def test_a_folder_whose_name_is_not_utf_8(built: Path, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    call(
+        "build", built / "tiny.gguf", "--out", folder / "family", "--recipe", built / "recipe.yaml"
+    )
+    (reply,) = call_json("run", folder / "family", "--prompt", "hi", "--max-tokens", 3)["replies"]
+    assert reply["text"]
+    shutil.copy(built / "tiny.gguf", folder)
+    assert "is not UTF-8" in fails("build", folder / "tiny.gguf", "--out", tmp_path / "other")
+
+
 def test_adopt_adds_a_tier(copy: Path, built: Path) -> None:
     shown = call_json("adopt", copy, built / "tiny.gguf", "--name", "whole", "--no-measure")
     assert "whole" in [tier["name"] for tier in shown["tiers"]]
