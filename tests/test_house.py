@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -52,6 +54,17 @@ PUBLIC = [
 
 DATA_TABLES = {"evaluation/tools_for_tests.py", "evaluation/tools_for_calibration.py"}
 LONGEST_MODULE = 400
+
+MADE_OF = (
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "Makefile",
+    "constraints.txt",
+    "benchmarks",
+    "examples",
+    "tests",
+)
+"""What beside the packages a source distribution holds."""
 
 HEAVY = ("torch", "transformers", "llama_cpp", "langchain", "langchain_core", "numpy")
 
@@ -199,6 +212,32 @@ def test_every_folder_with_code_is_packaged() -> None:
     for package, folder in config["package-dir"].items():
         assert (ROOT / folder / "py.typed").is_file(), package
     assert "py.typed" in config["package-data"]["*"]
+
+
+def test_a_source_distribution_has_all_that_its_tests_need(tmp_path: Path) -> None:
+    """Built by setuptools itself, from a copy, because it leaves files behind."""
+    names = ("LICENSE", "README.md", "MANIFEST.in", "pyproject.toml", *MADE_OF, "src", *ROOMS)
+    skipped = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in names:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, tmp_path / name, ignore=skipped)
+        else:
+            shutil.copy(ROOT / name, tmp_path)
+    code = "from setuptools import build_meta; print(build_meta.build_sdist('dist'))"
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, timeout=120, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    (archive,) = (tmp_path / "dist").glob("tierwise-*.tar.gz")
+    with tarfile.open(archive) as files:
+        held = {"/".join(Path(name).parts[1:]) for name in files.getnames()}
+    wanted = {
+        path.relative_to(tmp_path).as_posix()
+        for name in names
+        for path in (tmp_path / name, *(tmp_path / name).rglob("*"))
+        if path.is_file() and ".egg-info" not in str(path)
+    }
+    assert wanted <= held
 
 
 def test_compression_is_no_package_of_the_standard_library() -> None:
