@@ -148,6 +148,12 @@ except SystemExit:
     assert loaded.isdisjoint(heavy | {"huggingface_hub", "jinja2", "psutil"})
 
 
+def test_as_a_module() -> None:
+    command = [sys.executable, "-m", "tierwise", "nope"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 2 and "Usage: tierwise [OPTIONS] COMMAND" in run.stderr
+
+
 def test_version() -> None:
     assert call("--version").stdout == f"tierwise {tierwise.__version__}\n"
 
