@@ -77,7 +77,8 @@ def split_front(
     front = [tier for tier in alive if tier.name not in dropped]
     while len(front) > most:
         nearest = _most_replaceable(front)
-        dropped[nearest.name] = f"{most} tiers were asked for, and another is nearly as good"
+        asked = f"{most} {'tier was' if most == 1 else 'tiers were'} asked for"
+        dropped[nearest.name] = f"{asked}, and another is nearly as good"
         front.remove(nearest)
     return sorted(front, key=lambda tier: tier.seconds), dropped
 

@@ -6,6 +6,7 @@ Source: ``llama_model_quantize`` (llama.cpp, ``src/llama-quant.cpp``).
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import shutil
 from collections import Counter, defaultdict
@@ -251,7 +252,7 @@ class _Job:
 
         with captured_log(on_line) as log:
             code = lib.llama_model_quantize(
-                str(self.source).encode(), str(self.target).encode(), ctypes.byref(params)
+                os.fsencode(self.source), os.fsencode(self.target), ctypes.byref(params)
             )
         if code != 0:
             raise self._failure(log)

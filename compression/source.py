@@ -18,6 +18,7 @@ from tierwise.compression.checkpoint import CHECKPOINT_FILES, FORMS, choose_file
 from tierwise.compression.export import Progress, export_gguf
 from tierwise.compression.hub import download, is_cached
 from tierwise.runtime.errors import (
+    ConfigError,
     DamagedModelError,
     MissingExtraError,
     ModelNotFoundError,
@@ -91,13 +92,17 @@ def resolve_base(
         ModelNotFoundError: Nothing is there, or it cannot be downloaded.
         DamagedModelError: A file is no GGUF or not whole.
         UnsupportedModelError: A model that cannot be a base; the message says why.
-        ConfigError: The spec leaves open which of several files is meant.
+        ConfigError: The spec leaves open which of several files is meant, or is not UTF-8.
         MissingExtraError: A package is needed; the message says how to install it.
         DiskFullError: No room for the download or the conversion.
     """
     bases = cache or home() / "bases"
     if spec.startswith("bundled:"):
         return _bundled(spec)
+    if spec != spec.encode(errors="replace").decode():
+        raise ConfigError(
+            f"{spec!r} is not UTF-8, which family.json could not keep; rename the file or folder"
+        )
     path = Path(spec).expanduser()
     hub = _HUB_ID.fullmatch(spec)
     if spec.strip() and (path.exists() or _is_path(spec, bool(hub))):

@@ -241,7 +241,8 @@ def _outcome(row: Sequence[Any]) -> TierOutcome:
 def _told(error: sqlite3.DatabaseError, path: Path) -> CalibrationError | DiskFullError:
     text = str(error)
     if "full" in text or "unable to open" in text or "readonly" in text:
-        return DiskFullError(f"{str(path)!r} cannot be written: {text}. Make room, then go on.")
+        cure = "Make room" if "full" in text else "Make it writable, or copy the family"
+        return DiskFullError(f"{str(path)!r} cannot be written: {text}. {cure}, then go on.")
     return CalibrationError(
         f"{str(path)!r} is no usable file of outcomes: {text}. Remove it; calibrating again makes "
         "it anew."

@@ -20,6 +20,7 @@ from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from pydantic import BaseModel, ConfigDict
 
+from tierwise.plugin.langchain_errors import told_to_langchain
 from tierwise.plugin.messages import to_messages, to_tool_choice, to_tools
 from tierwise.plugin.replies import ChunkMaker, to_ai_message
 from tierwise.plugin.routed_model import RoutedModel
@@ -126,7 +127,8 @@ class ChatTierwise(RoutedModel, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         call, budget, pin = self._chat_call(messages, stop, kwargs)
-        return _result(answer(self.router, call, budget=budget, pin=pin))
+        with told_to_langchain():
+            return _result(answer(self.router, call, budget=budget, pin=pin))
 
     async def _agenerate(
         self,
@@ -137,7 +139,8 @@ class ChatTierwise(RoutedModel, BaseChatModel):
     ) -> ChatResult:
         call, budget, pin = self._chat_call(messages, stop, kwargs)
         router = await self._router_ready()
-        return _result(await aanswer(router, call, budget=budget, pin=pin))
+        with told_to_langchain():
+            return _result(await aanswer(router, call, budget=budget, pin=pin))
 
     def _stream(
         self,
@@ -149,7 +152,8 @@ class ChatTierwise(RoutedModel, BaseChatModel):
         hold = self._option(kwargs, "hold")
         call, budget, pin = self._chat_call(messages, stop, kwargs)
         maker = ChunkMaker()
-        with closing(stream_answer(self.router, call, budget=budget, pin=pin, hold=hold)) as events:
+        events = stream_answer(self.router, call, budget=budget, pin=pin, hold=hold)
+        with told_to_langchain(), closing(events):
             for event in events:
                 chunk = maker.chunk(event)
                 if run_manager is not None:
@@ -167,14 +171,14 @@ class ChatTierwise(RoutedModel, BaseChatModel):
         call, budget, pin = self._chat_call(messages, stop, kwargs)
         router = await self._router_ready()
         maker = ChunkMaker()
-        async with aclosing(
-            astream_answer(router, call, budget=budget, pin=pin, hold=hold)
-        ) as events:
-            async for event in events:
-                chunk = maker.chunk(event)
-                if run_manager is not None:
-                    await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-                yield chunk
+        events = astream_answer(router, call, budget=budget, pin=pin, hold=hold)
+        with told_to_langchain():
+            async with aclosing(events):
+                async for event in events:
+                    chunk = maker.chunk(event)
+                    if run_manager is not None:
+                        await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                    yield chunk
 
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[ToolForm] | None = None

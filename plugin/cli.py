@@ -44,13 +44,18 @@ if TYPE_CHECKING:
     from tierwise.runtime.family import Family
 
 STOPPED_EXIT, ERROR_EXIT = 130, 2
+_UsageError: Any = typer.BadParameter.__base__  # of click, or of the copy of it that typer brings
 
 
 class _Commands(TyperGroup):
     """Turns errors into one clear line and an exit code."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.obj = State(json="--json" in args)  # until the command itself has read its options
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
-        ctx.obj = state = State()
+        state: State = ctx.obj
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # for terminals that have no "✓"
         try:
@@ -60,6 +65,11 @@ class _Commands(TyperGroup):
             raise typer.Exit(STOPPED_EXIT) from error
         except BrokenPipeError:
             raise  # whoever read our output has left; typer ends quietly
+        except _UsageError as error:
+            if not state.json:
+                raise  # typer shows how the command is used
+            _complain(state, error, error.format_message())
+            raise typer.Exit(ERROR_EXIT) from error
         except (TierwiseError, OSError) as error:
             _complain(state, error, str(error))
             raise typer.Exit(ERROR_EXIT) from error
@@ -273,7 +283,7 @@ def run(
     price: Price = None,
     mean_seconds: MeanSeconds = None,
     mean_quality: MeanQuality = None,
-    max_tokens: MaxTokens = None,
+    max_tokens: MaxTokens = 1024,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest.")] = 0.0,
     system: System = "",
     kv_type: Annotated[Literal["f16", "q8_0"] | None, typer.Option(help="Of the cache.")] = None,
@@ -343,14 +353,16 @@ def doctor(
     fail.
     """
     from tierwise.plugin.doctor import examine
-    from tierwise.plugin.rendering import findings_table, make_console
+    from tierwise.plugin.rendering import make_console
+    from tierwise.plugin.signs import findings_table
 
     findings = examine(folder)
     ok = all(finding.status != "fail" for finding in findings)
     if as_json:
         print_json({"ok": ok, "findings": [asdict(finding) for finding in findings]})
     else:
-        make_console().print(findings_table(findings))
+        console = make_console()
+        console.print(findings_table(console, findings))
     if not ok:
         raise typer.Exit(1)
 

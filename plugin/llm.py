@@ -16,6 +16,7 @@ from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from pydantic import ConfigDict
 
+from tierwise.plugin.langchain_errors import told_to_langchain
 from tierwise.plugin.replies import to_metadata, to_usage
 from tierwise.plugin.routed_model import RoutedModel
 from tierwise.routing.answer import Answer
@@ -75,7 +76,8 @@ class TierwiseLLM(RoutedModel, BaseLLM):
 
         def one(prompt: str) -> Answer:
             call, budget, pin = self._prompt_call(prompt, stop, kwargs)
-            return answer(router, call, budget=budget, pin=pin)
+            with told_to_langchain():
+                return answer(router, call, budget=budget, pin=pin)
 
         if len(prompts) == 1:
             return _result([one(prompts[0])])
@@ -96,7 +98,8 @@ class TierwiseLLM(RoutedModel, BaseLLM):
 
         async def one(prompt: str) -> Answer:
             call, budget, pin = self._prompt_call(prompt, stop, kwargs)
-            return await aanswer(router, call, budget=budget, pin=pin)
+            with told_to_langchain():
+                return await aanswer(router, call, budget=budget, pin=pin)
 
         tasks = [asyncio.create_task(one(prompt)) for prompt in prompts]
         try:
@@ -114,7 +117,8 @@ class TierwiseLLM(RoutedModel, BaseLLM):
     ) -> Iterator[GenerationChunk]:
         hold = self._option(kwargs, "hold")
         call, budget, pin = self._prompt_call(prompt, stop, kwargs)
-        with closing(stream_answer(self.router, call, budget=budget, pin=pin, hold=hold)) as events:
+        events = stream_answer(self.router, call, budget=budget, pin=pin, hold=hold)
+        with told_to_langchain(), closing(events):
             for event in events:
                 chunk = _chunk(event)
                 if run_manager is not None:
@@ -131,14 +135,14 @@ class TierwiseLLM(RoutedModel, BaseLLM):
         hold = self._option(kwargs, "hold")
         call, budget, pin = self._prompt_call(prompt, stop, kwargs)
         router = await self._router_ready()
-        async with aclosing(
-            astream_answer(router, call, budget=budget, pin=pin, hold=hold)
-        ) as events:
-            async for event in events:
-                chunk = _chunk(event)
-                if run_manager is not None:
-                    await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-                yield chunk
+        events = astream_answer(router, call, budget=budget, pin=pin, hold=hold)
+        with told_to_langchain():
+            async with aclosing(events):
+                async for event in events:
+                    chunk = _chunk(event)
+                    if run_manager is not None:
+                        await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                    yield chunk
 
 
 def _chunk(event: Piece | Answer) -> GenerationChunk:

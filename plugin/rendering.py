@@ -19,12 +19,13 @@ from tierwise.compression.front import REFERENCE_PROMPT, REFERENCE_REPLY
 from tierwise.compression.report.text import size_text
 from tierwise.compression.reporting import Progress
 from tierwise.plugin.lineage_rows import lineage_json, lineage_rows
+from tierwise.plugin.signs import sign
 from tierwise.runtime.errors import TierwiseError
 from tierwise.runtime.family import MANIFEST, Divergence, Estimate, Family, Tier
 from tierwise.runtime.profile import Profile
 
 if TYPE_CHECKING:
-    from tierwise.plugin.doctor import Finding
+    from tierwise.plugin.doctor import Status
 
 PIPED_WIDTH = 200
 """Characters a line where nobody says how wide the output is: tables must not be cut there."""
@@ -68,9 +69,9 @@ class RichReporter:
             else:
                 yield lambda _text, _share: None
         except BaseException:
-            self._ended("✗", "red", title, began)
+            self._ended("fail", title, began)
             raise
-        self._ended("✓", "green", title, began)
+        self._ended("ok", title, began)
 
     def note(self, text: str) -> None:
         say(self.console, text, "dim")
@@ -92,33 +93,51 @@ class RichReporter:
 
             yield update
 
-    def _ended(self, sign: str, color: str, title: str, began: float) -> None:
+    def _ended(self, status: Status, title: str, began: float) -> None:
         took = f"{time.perf_counter() - began:.1f} s"
-        line = Text.assemble((sign, color), f" {title} ", (took, "dim"))
+        line = Text.assemble(sign(self.console, status), f" {title} ", (took, "dim"))
         self.console.print(line, soft_wrap=True)
 
 
 # --- the family table -----------------------------------------------------------------------
 
 
-def family_table(family: Family, profiles: Mapping[str, Profile]) -> Table:
+def family_table(
+    family: Family, profiles: Mapping[str, Profile], tiers: Sequence[Tier] | None = None
+) -> Table:
     """One column per tier, cheapest first; one row per figure, its unit in the label.
 
     Args:
         profiles: By tier name, as from `family_profiles`. Estimated figures are marked "~".
+        tiers: Those to show; all if not given.
     """
+    tiers = family.tiers if tiers is None else tiers
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("tier", style="dim", no_wrap=True)
-    for tier in family.tiers:
+    for tier in tiers:
         table.add_column(Text(tier.name), justify="right", no_wrap=True)
     for label, cell in _tier_rows(family):
-        table.add_row(label, *(cell(tier) for tier in family.tiers))
-    if all(tier.name in profiles for tier in family.tiers):
+        table.add_row(label, *(cell(tier) for tier in tiers))
+    if all(tier.name in profiles for tier in tiers):
         table.add_section()
         for label, measured in _MACHINE_ROWS:
-            cells = (_on_machine(measured, profiles[tier.name]) for tier in family.tiers)
+            cells = (_on_machine(measured, profiles[tier.name]) for tier in tiers)
             table.add_row(label, *cells)
     return table
+
+
+def family_tables(
+    console: Console, family: Family, profiles: Mapping[str, Profile]
+) -> Sequence[Table]:
+    """`family_table` in as few parts, one below the other, as the console is wide enough for."""
+    endless = console.options.update(width=10_000)
+    for columns in range(len(family.tiers), 0, -1):
+        parts = range(0, len(family.tiers), columns)
+        tables = [family_table(family, profiles, family.tiers[i : i + columns]) for i in parts]
+        widths = [console.measure(table, options=endless).maximum for table in tables]
+        if max(widths) <= console.width:
+            break
+    return tables
 
 
 def _tier_rows(family: Family) -> Sequence[tuple[str, Callable[[Tier], str]]]:
@@ -207,7 +226,10 @@ def print_family(console: Console, family: Family, profiles: Mapping[str, Profil
         facts.append(f"dequantized from {base.dequantized_from}")
     say(console, f"base {base.source} ({', '.join(facts)})")
     say(console, f"made {family.created} by Tierwise {family.tierwise}\n", "dim")
-    console.print(family_table(family, profiles))
+    for number, table in enumerate(family_tables(console, family, profiles)):
+        if number:
+            console.print()
+        console.print(table)
     if any(profile.estimated for profile in profiles.values()):
         say(console, "~ estimated: not measured on this machine", "dim")
     if family.remotes:
@@ -367,22 +389,3 @@ def families_json(found: Sequence[Found]) -> dict[str, Any]:
             }
         )
     return {"families": out}
-
-
-# --- the machine ----------------------------------------------------------------------------
-
-_SIGNS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "red")}
-
-
-def findings_table(findings: Sequence[Finding]) -> Table:
-    """A line per finding; the cure stands below what it cures."""
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for finding in findings:
-        detail = Text(finding.detail)
-        if finding.cure:
-            detail.append(f"\n→ {finding.cure}", style="bold")
-        table.add_row(Text(*_SIGNS[finding.status]), Text(finding.name), detail)
-    return table

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -124,7 +125,7 @@ class Model:
         elif not vocab_only and mostly_repacked(read_tensors(path)):
             params.load_mode = lib.LLAMA_LOAD_MODE_NONE
         with captured_log() as log:
-            self._handle = lib.llama_model_load_from_file(str(path).encode(), params)
+            self._handle = lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self._handle:
             reason = reason_in(log)
             if "unknown model architecture" in reason or "unknown pre-tokenizer" in reason:

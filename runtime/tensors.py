@@ -9,6 +9,7 @@ ggml on this processor knows; here it is asked as llama.cpp's loader asks it
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -89,7 +90,7 @@ def _read(path: Path, _size: int, _mtime_ns: int) -> tuple[Tensor, ...]:
     ggml = _library()
     shapes = ctypes.c_void_p()
     params = _GGUFParams(no_alloc=True, context=ctypes.pointer(shapes))
-    file = ggml.gguf_init_from_file(str(path).encode(), params)
+    file = ggml.gguf_init_from_file(os.fsencode(path), params)
     if not file:
         return ()
     try:

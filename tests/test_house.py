@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -52,6 +54,17 @@ PUBLIC = [
 
 DATA_TABLES = {"evaluation/tools_for_tests.py", "evaluation/tools_for_calibration.py"}
 LONGEST_MODULE = 400
+
+MADE_OF = (
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "Makefile",
+    "constraints.txt",
+    "benchmarks",
+    "examples",
+    "tests",
+)
+"""What beside the packages a source distribution holds."""
 
 HEAVY = ("torch", "transformers", "llama_cpp", "langchain", "langchain_core", "numpy")
 
@@ -201,6 +214,32 @@ def test_every_folder_with_code_is_packaged() -> None:
     assert "py.typed" in config["package-data"]["*"]
 
 
+def test_a_source_distribution_has_all_that_its_tests_need(tmp_path: Path) -> None:
+    """Built by setuptools itself, from a copy, because it leaves files behind."""
+    names = ("LICENSE", "README.md", "MANIFEST.in", "pyproject.toml", *MADE_OF, "src", *ROOMS)
+    skipped = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in names:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, tmp_path / name, ignore=skipped)
+        else:
+            shutil.copy(ROOT / name, tmp_path)
+    code = "from setuptools import build_meta; print(build_meta.build_sdist('dist'))"
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, timeout=120, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    (archive,) = (tmp_path / "dist").glob("tierwise-*.tar.gz")
+    with tarfile.open(archive) as files:
+        held = {"/".join(Path(name).parts[1:]) for name in files.getnames()}
+    wanted = {
+        path.relative_to(tmp_path).as_posix()
+        for name in names
+        for path in (tmp_path / name, *(tmp_path / name).rglob("*"))
+        if path.is_file() and ".egg-info" not in str(path)
+    }
+    assert wanted <= held
+
+
 def test_compression_is_no_package_of_the_standard_library() -> None:
     """Python 3.14 has a package ``compression``; a folder without ``__init__`` yields to it."""
     for folder in ("compression", "tests/compression"):
@@ -238,6 +277,27 @@ def test_every_public_name_can_be_had() -> None:
     names = [name for name in PUBLIC if newest or name != "TierwiseDecisionModel"]
     code = f"import tierwise; print([getattr(tierwise, name).__name__ for name in {names}])"
     assert ast.literal_eval(run_python(code)) == names
+
+
+def test_without_torch_its_names_name_the_cure_and_the_others_are_there() -> None:
+    code = """
+import pydoc, sys
+sys.modules["torch"] = None  # as if it were not installed
+from tierwise import *
+import tierwise
+print(Budget.__name__, len(pydoc.render_doc(tierwise)) > 0)
+for name in ("ModelAdapter", "adapt_model", "run_optimization"):
+    try:
+        getattr(tierwise, name)
+    except tierwise.TierwiseError as error:
+        print(isinstance(error, ImportError), error)
+"""
+    first, *rest = run_python(code).splitlines()
+    assert first == "Budget True"
+    assert rest == [
+        f"True {name} needs the package 'torch': pip install 'tierwise[compress]'"
+        for name in ("ModelAdapter", "adapt_model", "run_optimization")
+    ]
 
 
 def test_the_version_is_that_of_the_project() -> None:

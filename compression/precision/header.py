@@ -6,6 +6,7 @@ Source: ``ggml/include/gguf.h``; the layout on disk is described in ``docs/gguf.
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ def _read(path: Path, _size: int, _mtime_ns: int) -> Header:
     ggml = library()
     shapes = ctypes.c_void_p()
     params = _GGUFParams(no_alloc=True, context=ctypes.pointer(shapes))
-    file = ggml.gguf_init_from_file(str(path).encode(), params)
+    file = ggml.gguf_init_from_file(os.fsencode(path), params)
     if not file:
         raise DamagedModelError(f"{str(path)!r} is no GGUF file that can be read; copy it again")
     try:

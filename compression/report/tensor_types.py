@@ -6,6 +6,7 @@ llama.cpp's own library is asked: what a type is called and how large it is chan
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class TypeMap:
 def read_types(path: Path) -> tuple[TensorType, ...]:
     """Every tensor's type in the file's order; none if it is no GGUF file that can be read."""
     ggml = _library()
-    file = ggml.gguf_init_from_file(str(path).encode(), _GGUFParams(True, None))
+    file = ggml.gguf_init_from_file(os.fsencode(path), _GGUFParams(True, None))
     if not file:
         return ()
     try:

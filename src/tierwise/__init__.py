@@ -4,7 +4,9 @@ Only names live here, and each is imported when it is first used (PEP 562), so t
 ``import tierwise`` loads neither torch nor llama.cpp nor langchain.
 """
 
+import sys
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -71,11 +73,27 @@ __all__ = [
 ]
 
 
+_NEED_TORCH = ("ModelAdapter", "adapt_model", "run_optimization")
+
+# `import *` and help() take what can be had.
+if sys.modules.get("torch") is None and find_spec("torch") is None:
+    for _name in _NEED_TORCH:
+        __all__.remove(_name)
+
+
 def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'tierwise' has no attribute {name!r}")
+    try:
         return getattr(import_module(_EXPORTS[name]), name)
-    raise AttributeError(f"module 'tierwise' has no attribute {name!r}")
+    except ModuleNotFoundError as error:
+        if name not in _NEED_TORCH or (error.name or "").partition(".")[0] == "tierwise":
+            raise
+        missing = import_module("tierwise.runtime.errors").MissingExtraError
+        raise missing(
+            f"{name} needs the package {error.name!r}: pip install 'tierwise[compress]'"
+        ) from error
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_EXPORTS])
+    return sorted({*globals(), *__all__})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -452,3 +454,15 @@ def test_all_steps_at_once(teacher: Any) -> None:
         small = run_optimization(teacher, rows, config)
         assert count_bytes(small) < 0.2 * count_bytes(teacher)
         assert accuracy(small, examples(64, seed=9)) > 0.75
+
+
+def test_the_readme_s_steps_run_as_they_stand(teacher: Any) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (code,) = [
+        part for part in re.findall(r"```python\n(.*?)```", readme, re.S) if "adapt_" in part
+    ]
+    config = AdapterConfig.make(distill={"steps": 2, "batch_size": 8})
+    names = {"model": tiny_model("bert"), "teacher": teacher, "dataset": examples(16)}
+    before = count_bytes(names["model"])
+    exec(code, names | {"config": config}, found := dict[str, Any]())
+    assert count_bytes(found["small"]) < before

@@ -108,6 +108,8 @@ def test_the_one_that_is_missed_least_goes() -> None:
     front, dropped = split_front(tiers, most=3, min_top1=0.0)
     assert [found.name for found in front] == ["q3", "q4", "q8"]
     assert dropped == {"q6": "3 tiers were asked for, and another is nearly as good"}
+    _, dropped = split_front(tiers, most=1, min_top1=0.0)
+    assert dropped["q6"] == "1 tier was asked for, and another is nearly as good"
 
 
 def test_quality_and_speed_stay_when_few_are_asked_for() -> None:

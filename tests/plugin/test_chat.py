@@ -16,6 +16,7 @@ from family_factory import TierSpec, make_family
 from gguf_writer import CHATML, CHATML_THINKING, CHATML_TOOLS
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
+from langchain_core.exceptions import ContextOverflowError as LangChainOverflowError
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import (
     AIMessage,
@@ -999,6 +1000,20 @@ def test_a_conversation_that_is_too_long(make: Make) -> None:
         make().invoke("x" * 5000)
     with pytest.raises(ContextOverflowError, match="lower max_tokens"):
         make().invoke("hi", max_tokens=5000)
+
+
+async def test_langchain_knows_that_a_conversation_is_too_long(make: Make) -> None:
+    """Its middleware that summarizes goes by its own error."""
+    model, long = make(), "x" * 5000
+    with pytest.raises(LangChainOverflowError) as caught:
+        model.invoke(long)
+    assert isinstance(caught.value, ContextOverflowError)
+    with pytest.raises(LangChainOverflowError):
+        await model.ainvoke(long)
+    with pytest.raises(LangChainOverflowError):
+        list(model.stream(long))
+    with pytest.raises(LangChainOverflowError):
+        [chunk async for chunk in model.astream(long)]
 
 
 def test_a_conversation_that_is_trimmed(make: Make) -> None:

@@ -150,6 +150,12 @@ except SystemExit:
     assert loaded.isdisjoint(heavy | {"huggingface_hub", "jinja2", "psutil"})
 
 
+def test_as_a_module() -> None:
+    command = [sys.executable, "-m", "tierwise", "nope"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 2 and "Usage: tierwise [OPTIONS] COMMAND" in run.stderr
+
+
 def test_version() -> None:
     assert call("--version").stdout == f"tierwise {tierwise.__version__}\n"
 
@@ -229,6 +235,19 @@ def test_build_in_a_place_that_cannot_be_written(tiny_gguf: Path, tmp_path: Path
     assert said.startswith("NotADirectoryError: ")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are UTF-8 there")
+def test_a_folder_whose_name_is_not_utf_8(built: Path, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    call(
+        "build", built / "tiny.gguf", "--out", folder / "family", "--recipe", built / "recipe.yaml"
+    )
+    (reply,) = call_json("run", folder / "family", "--prompt", "hi", "--max-tokens", 3)["replies"]
+    assert reply["text"]
+    shutil.copy(built / "tiny.gguf", folder)
+    assert "is not UTF-8" in fails("build", folder / "tiny.gguf", "--out", tmp_path / "other")
+
+
 def test_adopt_adds_a_tier(copy: Path, built: Path) -> None:
     shown = call_json("adopt", copy, built / "tiny.gguf", "--name", "whole", "--no-measure")
     assert "whole" in [tier["name"] for tier in shown["tiers"]]
@@ -298,6 +317,15 @@ def test_the_table_is_whole_at_80_columns(family: Path) -> None:
     Console(file=out, width=80).print(family_table(loaded, family_profiles(loaded)))
     assert "…" not in out.getvalue()
     assert max(map(len, out.getvalue().splitlines())) <= 80
+
+
+def test_tiers_that_have_no_room_in_a_line_stand_below(
+    family: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "50")
+    text = call("show", family).stdout
+    assert sorted(re.findall(r"^tier +(\w+)$", text, re.MULTILINE)) == ["good", "small"]
+    assert "…" not in text
 
 
 def test_what_was_dropped_is_shown_with_the_reason(copy: Path) -> None:
@@ -488,6 +516,25 @@ def test_budgets_are_checked_and_kept(family: Path, option: list[str], error: st
 def test_options_out_of_range_are_usage_errors(family: Path) -> None:
     for option in (["--max-tokens", "0"], ["--temperature", "-1"], ["--threads", "0"]):
         assert "Invalid value" in call("run", family, "--prompt", "hi", *option, code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["build"], "Missing argument 'base'"),
+        (["nope"], "No such command 'nope'"),
+        (["show", "here", "--nope"], "No such option: --nope"),
+        (["run", "here", "--max-tokens", "0"], "Invalid value for '--max-tokens'"),
+    ],
+)
+def test_usage_errors_are_json_where_json_is_asked_for(arguments: list[str], message: str) -> None:
+    assert message in call_json(*arguments, code=2)["error"]["message"]
+    assert "Usage: " in call(*arguments, code=2).stderr
+
+
+def test_a_reply_ends_though_the_model_finds_no_end(family: Path) -> None:
+    (reply,) = call_json("run", family, "--prompt", "x y z")["replies"]
+    assert (reply["finish_reason"], reply["usage"]["completion_tokens"]) == ("length", 1024)
 
 
 def test_quality_moves_the_choice(family: Path) -> None:
@@ -695,6 +742,22 @@ def test_doctor(family: Path) -> None:
 def test_doctor_exits_with_1_if_something_fails(tmp_path: Path) -> None:
     assert re.search(r"^✗ +family ", call("doctor", tmp_path, code=1).stdout, re.MULTILINE)
     assert call_json("doctor", tmp_path, code=1)["ok"] is False
+
+
+@pytest.mark.usefixtures("offline")
+def test_what_failed_is_told_apart_where_there_is_only_ascii(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [*PYTHON, "doctor", str(tmp_path)],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert re.search(r"^\+ +python ", run.stdout, re.MULTILINE)
+    assert re.search(r"^x +family ", run.stdout, re.MULTILINE)
+    assert "-> do what the message says" in run.stdout
+    assert "?" not in run.stdout
 
 
 # --- the reporter ---------------------------------------------------------------------------

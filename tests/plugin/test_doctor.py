@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import sys
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,15 @@ def test_a_missing_extra_is_a_warning_with_the_pip_command(monkeypatch: pytest.M
     assert "no_such_module" in finding.detail
     assert "json" not in finding.detail
     assert finding.cure == "pip install 'tierwise[compress]'"
+
+
+def test_the_extras_of_users_are_those_of_the_package() -> None:
+    brought: dict[str, set[str]] = {}
+    for text in requires("tierwise") or ():
+        if found := re.match(r"([\w-]+).*extra == ['\"](\w+)['\"]", text):
+            brought.setdefault(found[2], set()).add(found[1].replace("-", "_"))
+    known = {extra: set(modules) for extra, modules in doctor.EXTRAS.items()}
+    assert known == {extra: brought[extra] for extra in brought if extra not in ("bench", "dev")}
 
 
 def test_a_missing_package_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 from family_factory import TierSpec, make_family
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
+from langchain_core.exceptions import ContextOverflowError
 from langchain_core.globals import set_llm_cache
 from langchain_core.messages import HumanMessage
 from langchain_core.output_parsers import StrOutputParser
@@ -266,3 +267,15 @@ def test_configurable_fields(llm: TierwiseLLM) -> None:
     cut = llm.configurable_fields(max_tokens=ConfigurableField(id="length"))
     assert cut.invoke("hi") == HELLO
     assert cut.with_config(configurable={"length": 5}).invoke("hi") == "Hello"
+
+
+async def test_langchain_knows_that_a_prompt_is_too_long(llm: TierwiseLLM) -> None:
+    long = "x" * 5000
+    with pytest.raises(ContextOverflowError):
+        llm.invoke(long)
+    with pytest.raises(ContextOverflowError):
+        await llm.ainvoke(long)
+    with pytest.raises(ContextOverflowError):
+        list(llm.stream(long))
+    with pytest.raises(ContextOverflowError):
+        [chunk async for chunk in llm.astream(long)]
