@@ -122,6 +122,7 @@ def _task(category: Category, row: Mapping[str, Any], answers: Mapping[str, Any]
             tool_choice="auto" if category == "irrelevance" else "any",
             parallel_tool_calls=category == "parallel",
             max_tokens=MAX_TOKENS,
+            reasoning="off",
         ),
         functions=functions,
         gold=gold,

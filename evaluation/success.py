@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from tierwise.evaluation.tasks import Checkable
-from tierwise.runtime.chat import Reply
+from tierwise.runtime.chat import Call, Reply
 from tierwise.runtime.chat_template import ChatTemplate
 from tierwise.runtime.errors import CallError
 from tierwise.runtime.llama import Model
@@ -27,6 +27,9 @@ AT_ONCE = 8
 REPLY_ROOM = 512
 """Tokens of context kept for a reply whose length nobody limits."""
 
+THOUGHT_ROOM = 1_024
+"""Tokens that a model may think beyond a reply's limit, where it cannot be told not to."""
+
 _STEP = 256
 """Contexts are multiples of so many tokens."""
 
@@ -41,6 +44,13 @@ class Outcome(Generic[T]):
     task: T
     reply: Reply
     passed: bool
+
+
+def with_thoughts(call: Call, template: ChatTemplate) -> Call:
+    """The call with room for thoughts, which count to a reply's length, where there are some."""
+    if call.max_tokens is None or template.thinking(call.reasoning) == "no":
+        return call
+    return replace(call, max_tokens=call.max_tokens + THOUGHT_ROOM)
 
 
 def suite_tier(
@@ -62,9 +72,9 @@ def suite_tier(
     """
     with Model(path, vocab_only=True) as model:
         template, tokenize = ChatTemplate.of(model), PromptTokenizer(model)
+        calls = [with_thoughts(task.call, template) for task in tasks]
         longest = max(
-            len(tokenize(template.render(task.call))) + (task.call.max_tokens or REPLY_ROOM)
-            for task in tasks
+            len(tokenize(template.render(call))) + (call.max_tokens or REPLY_ROOM) for call in calls
         )
     n_ctx = min(context_tokens, -(-longest // _STEP) * _STEP)
     slots, free = AT_ONCE, probe().available_bytes // 2
@@ -109,7 +119,8 @@ def run_suite(
 
     for task in tasks:
         try:
-            stream = tier.stream(replace(task.call, timeout_s=None))
+            call = with_thoughts(task.call, tier.template)
+            stream = tier.stream(replace(call, timeout_s=None))
         except CallError:
             stream = None
         waiting.append((task, stream))

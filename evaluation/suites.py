@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tierwise.evaluation.bfcl import CATEGORIES, Category, load_bfcl
 from tierwise.evaluation.own_prompts import OwnTask, read_prompts
 from tierwise.evaluation.task_generator import generate_tasks
 from tierwise.evaluation.tasks import Checkable
+from tierwise.runtime.chat import Reasoning
 from tierwise.runtime.errors import ConfigError
 from tierwise.runtime.files import sha256_of
 
@@ -83,6 +85,16 @@ def load_suite(name: str, *, seed: int = 0) -> Suite:
     if limit and not (limit.isdigit() and int(limit)):
         raise ConfigError(f"the limit in {name!r} must be a whole number above 0")
     return SUITES[base](seed, int(limit) if limit else None)
+
+
+def with_reasoning(suite: Suite, reasoning: Reasoning) -> Suite:
+    """The same tasks asked of models that think, or do not; under a name of its own."""
+
+    def told(task: Any) -> Checkable:
+        changed: Checkable = replace(task, call=replace(task.call, reasoning=reasoning))
+        return changed
+
+    return Suite(f"{suite.name}-reasoning-{reasoning}", tuple(map(told, suite.tasks)), suite.groups)
 
 
 def own_suite(path: Path, *, seed: int = 0) -> Suite:

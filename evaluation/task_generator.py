@@ -101,6 +101,7 @@ class _Draft:
             tool_choice=self.tool_choice,
             response_schema=self.response_schema,
             max_tokens=self.max_tokens,
+            reasoning="off",  # which takes many times the tokens of an answer
         )
 
 

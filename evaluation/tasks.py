@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 from tierwise.runtime.chat import Call, JSONObject, Reply
 from tierwise.runtime.family import Estimate, SuiteResult
 
-SUITE_NAME = "tierwise-tools-2"
+SUITE_NAME = "tierwise-tools-3"
 """Name and version of the suite: results compare only under the same name, seed and number."""
 
 

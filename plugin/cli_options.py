@@ -83,6 +83,10 @@ MeanQuality = Annotated[
     ),
 ]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Longest reply, in tokens.")]
+Thinking = Annotated[
+    Literal["off", "on", "low", "medium", "high"] | None,
+    typer.Option("--reasoning", help="Whether models think first, and how hard; as they like."),
+]
 System = Annotated[str, typer.Option(help="System prompt.")]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -102,6 +102,10 @@ def calibrate(
     export: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write all outcomes, .csv or .parquet.")
     ] = None,
+    reasoning: Annotated[
+        Literal["off", "on", "low", "medium", "high"],
+        typer.Option(help="Whether models think first. Calibrate as you will ask."),
+    ] = "off",
     seed: Annotated[int, typer.Option(help="Of tasks and splits.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -117,7 +121,7 @@ def calibrate(
     """
     ctx.obj.when_stopped = "stopped; what was asked is kept, and the same command goes on"
     from tierwise.evaluation.outcomes import OUTCOMES, OutcomeStore, check_export
-    from tierwise.evaluation.suites import load_suite, own_suite
+    from tierwise.evaluation.suites import load_suite, own_suite, with_reasoning
     from tierwise.plugin.calibration_report import write_calibration_report
     from tierwise.plugin.calibration_text import calibration_text, mean_prices
     from tierwise.plugin.rendering import RichReporter
@@ -130,6 +134,8 @@ def calibrate(
         check_export(export)
     names = suite or ([] if data else ["tools"])
     suites = [load_suite(name, seed=seed) for name in names]
+    if reasoning != "off":  # of your own prompts each says it for itself
+        suites = [with_reasoning(one, reasoning) for one in suites]
     suites += [own_suite(data, seed=seed)] if data else []
     notes: list[str] = []
     for remote, count in remote_calls(family, suites).items() if remotes else ():

@@ -19,7 +19,7 @@ from tierwise.routing.calibration_store import calibration_of
 from tierwise.routing.cascade import stream_answer
 from tierwise.routing.decision import Decision
 from tierwise.routing.router import Router
-from tierwise.runtime.chat import Call, Message, Sampling, Tool
+from tierwise.runtime.chat import Call, Message, Reasoning, Sampling, Tool
 from tierwise.runtime.context import KVType
 from tierwise.runtime.errors import ConfigError, TierwiseError
 from tierwise.runtime.family import Family
@@ -51,6 +51,7 @@ class Conversation:
         system: str = "",
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
+        reasoning: Reasoning | None = None,
         pin: str | None = None,
     ) -> None:
         self.router = router
@@ -60,6 +61,7 @@ class Conversation:
             messages=_opening(system),
             sampling=sampling or Sampling(),
             max_tokens=max_tokens,
+            reasoning=reasoning,
         )
         self.use(pin)
 
@@ -219,6 +221,7 @@ def talk(
     max_tokens: int | None = None,
     temperature: float = 0.0,
     system: str = "",
+    reasoning: Reasoning | None = None,
     kv_type: KVType | None = None,
     threads: int | None = None,
     silent: bool = False,
@@ -247,6 +250,7 @@ def talk(
             system=system,
             sampling=Sampling(temperature=temperature),
             max_tokens=max_tokens,
+            reasoning=reasoning,
             pin=tier,
         )
         if prompt is not None:

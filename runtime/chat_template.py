@@ -137,7 +137,7 @@ class ChatTemplate:
         calling = [_HELLO, Message("assistant", tool_calls=(_PROBE_CALL,)), _RESULT]
         if self.tool_format is GEMMA:
             self._with_results = "<|tool_response>" not in (self._tried(calling) or "")
-        self._thinks = self.tool_format.thoughts.close in source
+        self._thinks = self.tool_format is HARMONY or self.tool_format.thoughts.close in source
         self._thinking: dict[Reasoning | None, Thinking] = {}
         think_tags = self.tool_format.thoughts.tags if self._thinks else ()
         self.tags = (*self.tool_format.tags, *think_tags)

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 from family_factory import TierSpec, make_family
+from gguf_writer import CHATML_THINKING
 from scripted_model import write_scripted_gguf
 
 from tierwise.evaluation.collect import BLOCK, FIRST, TIMED, collect_outcomes, judge_by
 from tierwise.evaluation.outcomes import COLUMNS, OUTCOMES, KnownTask, OutcomeStore, TierOutcome
 from tierwise.evaluation.own_prompts import read_prompts
-from tierwise.evaluation.suites import Suite, load_suite, own_suite
+from tierwise.evaluation.success import REPLY_ROOM
+from tierwise.evaluation.suites import Suite, load_suite, own_suite, with_reasoning
 from tierwise.routing.calibration_fit import FEWEST_TO_LEARN
 from tierwise.routing.splits import split
 from tierwise.routing.verdict import FEWEST
@@ -80,6 +82,32 @@ def test_every_tier_answers_every_task_once(family: Family, tmp_path: Path) -> N
         assert call_from_json(task.call) in [one.call for one in tasks.tasks]
         assert {one.group for one in store.tasks()} == {f"g{number}" for number in range(5)}
         assert collect_outcomes(family, [tasks], store, pool=pool, progress=fail) == 0
+
+
+def test_thoughts_have_room(tmp_path: Path) -> None:
+    thought = "Well, let me see what was asked. " + "".join(
+        f"Line {n} says {n * n}. " for n in range(70)
+    )
+    script = {"KEYA": f"<think>{thought}</think>four", "KEYB": "<think>Hm.</think>five"}
+    path = write_scripted_gguf(
+        tmp_path / "thinker.gguf", script, context=4096, chat_template=CHATML_THINKING
+    )
+    family = make_family(tmp_path / "family", [TierSpec("only", path)])
+    tasks = suite(tmp_path, 4)
+    with OutcomeStore(family.folder / OUTCOMES) as store, Pool(family) as pool:
+        assert collect_outcomes(family, [tasks], store, pool=pool) == 0
+        found = list(store.outcomes())
+    assert [one.passed for one in found] == [True] * 4
+    assert max(one.completion_tokens for one in found) > REPLY_ROOM
+
+
+def test_tasks_are_asked_of_models_that_think_or_do_not() -> None:
+    plain = load_suite("tools:3")
+    thinking = with_reasoning(plain, "high")
+    assert {task.call.reasoning for task in plain.tasks} == {"off"}
+    assert {task.call.reasoning for task in thinking.tasks} == {"high"}
+    assert thinking.name == f"{plain.name}-reasoning-high" and thinking.groups == plain.groups
+    assert [task.id for task in thinking.tasks] == [task.id for task in plain.tasks]
 
 
 def fail(text: str, share: float) -> None:

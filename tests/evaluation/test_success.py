@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from gguf_writer import CHATML_THINKING, CHATML_TOOLS
 from tiny_models import write_scripted_gguf, write_tiny_gguf
 
 from tierwise.evaluation.success import AT_ONCE, run_suite, suite_tier
@@ -104,6 +105,27 @@ def test_a_task_that_cannot_be_taken_is_failed(tier: LoadedTier) -> None:
     outcomes = run_suite(tier, [long, RIGHT[2], wrong])
     assert [outcome.passed for outcome in outcomes] == [False, True, False]
     assert outcomes[0].reply == Reply()
+
+
+LONG_THOUGHT = (
+    "I wonder what is meant by this. There is a tool that tells the weather, and another says "
+    "what time it is; a city was named, but nothing else. So the first is what I need, "
+    "unless somebody only wants to chat with me about Norway."
+)
+
+
+@pytest.mark.parametrize("template", ["thinks", "does not"])
+def test_thoughts_do_not_count_to_the_length_of_an_answer(tmp_path: Path, template: str) -> None:
+    path = tmp_path / "thinker.gguf"
+    script = {"[oslo]": f"<think>\n{LONG_THOUGHT}\n</think>\n\n{called('get_weather', 'Oslo')}"}
+    kind = CHATML_THINKING if template == "thinks" else CHATML_TOOLS
+    write_scripted_gguf(path, script, chat_template=kind, context=4096)
+    tasks = [tool_task("choose_tool", "[oslo]", "get_weather", "Oslo")]
+    tasks[0] = replace(tasks[0], call=replace(tasks[0].call, max_tokens=100))
+    with suite_tier(path, tasks, 4096, threads=1) as tier:
+        (outcome,) = run_suite(tier, tasks)
+    assert outcome.passed is (template == "thinks")
+    assert (outcome.reply.reasoning == LONG_THOUGHT) is outcome.passed
 
 
 def test_deadlines_of_tasks_do_not_count(tier: LoadedTier) -> None:

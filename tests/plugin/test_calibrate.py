@@ -93,6 +93,13 @@ def test_own_prompts_are_asked_once_and_learned_from(
     assert calibration_text(load_calibration(folder)) in shown
 
 
+def test_it_may_be_asked_of_models_that_think(folder: Path) -> None:
+    options = ("--suite", "tools:6", "--json")
+    assert set(json.loads(run("calibrate", folder, *options))["suites"]) == {"tools-0"}
+    thinking = json.loads(run("calibrate", folder, *options, "--reasoning", "on"))
+    assert set(thinking["suites"]) == {"tools-0", "tools-0-reasoning-on"}
+
+
 def test_a_calibrated_family_is_routed_by_it(folder: Path, prompts: Path) -> None:
     found = json.loads(run("calibrate", folder, "--data", prompts, "--json"))
     usual = dict(zip(found["tiers"], found["usual"], strict=True))

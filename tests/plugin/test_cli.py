@@ -19,6 +19,8 @@ from typing import Any
 import psutil
 import pytest
 from engine_calls import wait_until
+from family_factory import TierSpec, make_family
+from gguf_writer import CHATML
 from rich.console import Console
 from tiny_models import write_scripted_gguf, write_tiny_gguf
 from typer.testing import CliRunner
@@ -415,6 +417,20 @@ def test_run_answers_one_prompt(family: Path) -> None:
     assert tier in ("good", "small")
     assert tier in reason
     assert re.fullmatch(r"predicted \d+\.\d\d s, took \d+\.\d\d s", seconds)
+
+
+def test_run_may_tell_a_model_not_to_think(tmp_path: Path) -> None:
+    told = CHATML.replace(
+        "{% if add_generation_prompt %}",
+        "{% if enable_thinking is defined and not enable_thinking %}/no_think{% endif %}"
+        "{% if add_generation_prompt %}",
+    )
+    script = {"": "Well, let me see.", "/no_think": "Hi."}
+    path = write_scripted_gguf(tmp_path / "a.gguf", script, chat_template=told)
+    folder = make_family(tmp_path / "family", [TierSpec("only", path)]).folder
+    for options, text in (((), "Well, let me see."), (("--reasoning", "off"), "Hi.")):
+        (reply,) = call_json("run", folder, "--prompt", "hi", *options)["replies"]
+        assert reply["text"] == text
 
 
 def test_run_takes_the_type_of_keys_and_values(family: Path) -> None:
