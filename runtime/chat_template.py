@@ -27,6 +27,7 @@ from tierwise.runtime.template_messages import (
     arguments_as_text,
     as_openai,
     calls_as_text,
+    one_system,
     short_ids,
     single_calls,
     with_results,
@@ -133,6 +134,10 @@ class ChatTemplate:
         system, *turns = places
         first = min((place for place in turns if place >= 0), default=-1)  # earlier ones may go
         self._has_system = 0 <= system < first
+        # Some templates leave out system messages but the first or the last (gpt-oss, DeepSeek R1).
+        kind, again = Message("system", "Be kind."), Message("user", "Bye")
+        told = self._tried([kind, _HELLO, Message("assistant", "Hi."), _SYSTEM, again])
+        self._one_system = (kind.content in (told or "")) != (_SYSTEM.content in (told or ""))
         self.tool_format = self._find_format()
         calling = [_HELLO, Message("assistant", tool_calls=(_PROBE_CALL,)), _RESULT]
         if self.tool_format is GEMMA:
@@ -194,7 +199,7 @@ class ChatTemplate:
     def _shaped(self, call: Call) -> list[Message]:
         """The messages in the shape that the template takes."""
         tool_format = self.tool_format
-        messages = list(call.messages)
+        messages = one_system(call.messages) if self._one_system else list(call.messages)
         if not tool_format.native:
             if call.shown_tools and self._demonstrates:
                 start = 1 if messages and messages[0].role == "system" else 0

@@ -54,6 +54,15 @@ def without_system(messages: Sequence[Message]) -> list[Message]:
     return [Message("user", system), *rest]
 
 
+def one_system(messages: Sequence[Message]) -> list[Message]:
+    """System messages at the beginning as one, and later ones as what the user says: for models
+    that know only the one at the beginning."""
+    count = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
+    system = "\n\n".join(message.content for message in messages[:count])
+    rest = [replace(m, role="user") if m.role == "system" else m for m in messages[count:]]
+    return [Message("system", system), *rest] if count else rest
+
+
 def alternating(messages: Sequence[Message]) -> list[Message]:
     """Neighbouring plain turns of one role become one turn."""
     out: list[Message] = []
@@ -80,8 +89,8 @@ def single_calls(messages: Sequence[Message]) -> list[Message]:
         while rest and rest[0].role == "tool":
             results.append(rest.pop(0))
         for index, call in enumerate(message.tool_calls):
-            words = "" if index else message.content
-            out.append(replace(message, content=words, tool_calls=(call,)))
+            part = replace(message, content="", reasoning="") if index else message
+            out.append(replace(part, tool_calls=(call,)))
             own = [result for result in results if result.tool_call_id == call.id][:1]
             out += own
             results = [result for result in results if result not in own]

@@ -22,6 +22,8 @@ CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required"
 WEATHER = Tool("get_weather", "Tells the weather.", CITY)
 CLOCK = Tool("get_time", "Tells the time.", {"type": "object", "properties": {}})
 
+TEMPLATES = Path(__file__).parents[1] / "templates"
+
 SYSTEM = Message("system", "Be brief.")
 HELLO = Message("user", "Hello")
 ASK = Message("user", "Weather in Köln & <Bonn>?")
@@ -168,6 +170,14 @@ def test_no_system_role_moves_it_to_the_user() -> None:
     assert render(PICKY, SYSTEM, HELLO, ANSWER, ASK).count("Be brief.") == 1
 
 
+def test_no_system_message_is_left_out() -> None:
+    rules = [Message("system", f"Rule {number}.") for number in range(3)]
+    talk = (*rules[:2], HELLO, ANSWER, rules[2], ASK)
+    for path in sorted(TEMPLATES.glob("*.jinja")):
+        prompt = render(path.read_text(encoding="utf-8"), *talk)
+        assert all(prompt.count(rule.content) == 1 for rule in rules), path.name
+
+
 def test_a_template_may_leave_turns_out() -> None:
     source = "{{ messages[0]['content'] }}|{{ messages[-1]['content'] }}"
     turns = [Message("user", "One"), Message("assistant", "Two"), Message("user", "Three")]
@@ -287,7 +297,6 @@ def test_each_turn_goes_on_where_the_last_one_ended(
 
 # --- Reasoning ------------------------------------------------------------------------------------
 
-TEMPLATES = Path(__file__).parents[1] / "templates"
 KINDS = {
     "qwen3": ("may", "no", "may"),
     "glm4.6": ("may", "no", "may"),

@@ -188,6 +188,16 @@ def test_thoughts_stay_until_the_answer() -> None:
     assert "I must" not in prompt and "Done." not in prompt and CALLS[2] in prompt
 
 
+def test_several_calls_have_one_thought() -> None:
+    calls = tuple(replace(ADDING, id=f"{number}") for number in range(2))
+    calling = Message("assistant", tool_calls=calls, reasoning="I must add.")
+    results = (Message("tool", f"={one.id}", (), one.id, "add") for one in calls)
+    talk = (*CALL.messages, calling, *results)
+    prompt = ChatTemplate(SOURCE).render(replace(CALL, messages=talk))
+    assert prompt.count("I must add.") == 1 and prompt.count(CALLS[2]) == 2
+    assert prompt.index("I must") < prompt.index('"=0"') < prompt.index('"=1"')
+
+
 def test_a_tier_calls_tools(tmp_path: Path, may_loop: None) -> None:
     """Models with random weights, of which the grammar leads some to a call."""
     pick = Tool("pick", "", {"properties": {"a": {"enum": [1, 2]}}, "required": ["a"]})
