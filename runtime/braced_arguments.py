@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tierwise.runtime.chat import JSONObject, Tool
-from tierwise.runtime.lark import literal, pattern
+from tierwise.runtime.lark import literal, other_than
+from tierwise.runtime.schema_parts import ANY, alternatives, is_text, merged, others_of, text_lexeme
 from tierwise.runtime.schemas import json_rule, object_schema
-from tierwise.runtime.tagged_arguments import ANY, alternatives, is_text, text_regex
+from tierwise.runtime.tagged_arguments import strict_json
 
 _QUOTE = '<|"|>'
-_KEY = r"/[^:{}\[\],\s<>]+/"
+_WORD = r"[^:{}\[\],\s<>]+"
+_KEY = f"/{_WORD}( +{_WORD})*/"
 _SCALAR = re.compile(r"[^,\]}]+")
 _DEEPEST = 200
 """Levels of nested values that are read."""
@@ -59,7 +61,8 @@ class Braced:
         name, brace, _ = text[at:].partition("{")
         if not brace or name not in tools:
             raise ValueError(f"unknown tool {name[:40]!r}")
-        found, at = _value(text, at + len(name), 0)
+        keys = tuple(sorted(_keys_with_colons(tools[name]), key=len, reverse=True))
+        found, at = _value(text, at + len(name), keys)
         return name, found, at
 
 
@@ -80,7 +83,18 @@ def in_order(keys: Mapping[str, Any]) -> list[str]:
     return sorted(keys, key=str.lower)
 
 
-def _value(text: str, at: int, depth: int) -> tuple[Any, int]:
+def _keys_with_colons(schema: Any) -> Iterator[str]:
+    """Names of properties by which a key does not end at its first colon."""
+    if isinstance(schema, Mapping):
+        if isinstance(named := schema.get("properties"), Mapping):
+            yield from (key for key in named if ":" in key)
+        schema = [*schema.values()]
+    if isinstance(schema, list):
+        for part in schema:
+            yield from _keys_with_colons(part)
+
+
+def _value(text: str, at: int, keys: Sequence[str], depth: int = 0) -> tuple[Any, int]:
     """The value at a place, and the place after it. Raises ValueError where there is none."""
     if depth > _DEEPEST:
         raise ValueError("nested too deep")
@@ -93,7 +107,7 @@ def _value(text: str, at: int, depth: int) -> tuple[Any, int]:
         scalar = _SCALAR.match(text, at)
         if scalar is None:
             raise ValueError("no value")
-        return json.loads(scalar.group()), scalar.end()
+        return strict_json(scalar.group()), scalar.end()
     close = "}" if text[at] == "{" else "]"
     members: dict[str, Any] = {}
     items: list[Any] = []
@@ -104,12 +118,13 @@ def _value(text: str, at: int, depth: int) -> tuple[Any, int]:
                 raise ValueError("no comma")
             at += 1
         if close == "}":
-            key, colon, _ = text[at:].partition(":")
-            if not colon or key in members:
+            stop = text.find(":", at)
+            key = next((key for key in keys if text.startswith(f"{key}:", at)), text[at:stop])
+            if stop < 0 or key in members:
                 raise ValueError("no key, or one that comes twice")
-            members[key], at = _value(text, at + len(key) + 1, depth + 1)
+            members[key], at = _value(text, at + len(key) + 1, keys, depth + 1)
         else:
-            item, at = _value(text, at, depth + 1)
+            item, at = _value(text, at, keys, depth + 1)
             items.append(item)
     return (members if close == "}" else items), at + 1
 
@@ -155,38 +170,49 @@ class _Rules:
         if "enum" in part:
             return f"({' | '.join(literal(written(value)) for value in part['enum'])})"
         if is_text(part):
-            return self._text(text_regex(part))
+            return self._text(part)
         if part["type"] == "array":
             return self._array(part)
         return self.object(part) if part["type"] == "object" else json_rule(self.owner, part)
 
-    def _text(self, regex: str) -> str:
-        """Up to the first closing tag, as it is read."""
+    def _text(self, part: JSONObject) -> str:
         name = self._fresh("text")
-        self.lines.append(f"{name}[lazy]: /{pattern(_QUOTE)}{regex}{pattern(_QUOTE)}/")
+        self.lines.append(f"{name}[lazy]: {text_lexeme(_QUOTE, part, _QUOTE)}")
         return name
 
     def _array(self, part: JSONObject) -> str:
-        item = self.value(part.get("items", ANY))
+        items, first = part.get("items", ANY), part.get("prefixItems") or []
+        if isinstance(items, list):  # as older drafts write it
+            items, first = part.get("additionalItems", ANY), items
         least, most = part.get("minItems", 0), part.get("maxItems")
+        if items is False:
+            most = len(first) if most is None else min(most, len(first))
         if most == 0:
             return '"[" "]"'
-        more = f'("," {item}){{{max(0, least - 1)},{"" if most is None else most - 1}}}'
-        items = f"{item} {more}"
-        return f'"[" {items} "]"' if least else f'"[" ({items})? "]"'
+        first = first[:most] or [items]
+        body = ""
+        if most != len(first):
+            left = "" if most is None else most - len(first)
+            body = f'("," {self.value(items)}){{{max(0, least - len(first))},{left}}}'
+        for at in reversed(range(len(first))):
+            comma = '"," ' if at else ""
+            body = f"{comma}{self.value(first[at])} {body}"
+            body = body if at < least else f"({body})?"
+        return f'"[" {body} "]"'
 
     def object(self, part: JSONObject) -> str:
         """The rule of an object: its keys in order, those that are not required may be left out."""
+        part = merged(part, self.root)
         properties = part.get("properties") or {}
         required = set(part.get("required") or ())
-        others = part.get("additionalProperties", "properties" not in part)
+        others = others_of(part)
         keys = in_order(properties)
         pairs = [f"{literal(key + ':')} {self.value(properties[key])}" for key in keys]
-        pair = ""
-        if others:
-            pair = f'{_KEY} ":" {self.value(others if isinstance(others, Mapping) else ANY)}'
         ends = ('""', '""')
-        if others:
+        if others is not None:
+            key = self._fresh("key").upper()
+            self.lines.append(f"{key}: {_KEY}{other_than(properties)}")
+            pair = f'{key} ":" {self.value(others)}'
             ends = (f'({pair} ("," {pair})*)?', f'("," {pair})*')
         # Two rules for each place: nothing has been written yet, or something has.
         name = self._fresh("object")
@@ -210,7 +236,7 @@ class _Rules:
             scalar = json_rule(self.owner, {"type": ["number", "boolean", "null"]})
             pair = f'{_KEY} ":" {name}'
             self.lines.append(
-                f'{name}: {self._text("(?s:.*)")} | {scalar} | "[" ({name} ("," {name})*)? "]" | '
+                f'{name}: {self._text(ANY)} | {scalar} | "[" ({name} ("," {name})*)? "]" | '
                 f'"{{" ({pair} ("," {pair})*)? "}}"'
             )
         return name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 
 
 def literal(text: str) -> str:
@@ -15,6 +16,12 @@ def pattern(text: str) -> str:
     """A regular expression (within Lark's slashes) that matches the text itself."""
     escaped = re.sub(r"[\\.+*?()|\[\]{}^$#&~/-]", r"\\\g<0>", text)
     return escaped.replace("\n", r"\n")
+
+
+def other_than(texts: Iterable[str]) -> str:
+    """Behind a lexeme of Lark: none of these texts."""
+    listed = "|".join(map(pattern, texts))
+    return f" & ~/(?:{listed})/" if listed else ""
 
 
 def within_slashes(regex: str) -> str:

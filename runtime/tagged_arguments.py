@@ -7,19 +7,12 @@ Text is written as it is and everything else as JSON, so that only the tool's sc
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tierwise.runtime.chat import JSONObject
-from tierwise.runtime.lark import pattern, within_slashes
-
-ANY: JSONObject = {}
-"""A schema that allows everything."""
-
-_DEEPEST = 16
-"""References that lead to references; more go round in circles."""
+from tierwise.runtime.schema_parts import alternatives, argument_schema, is_text, merged
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,30 +60,20 @@ class Tagged:
         name, at = _until(text, _behind(text, at, self.before), self.after)
         if name not in tools:
             raise ValueError(f"unknown tool {name!r}")
-        schema, found = tools[name], dict[str, Any]()
+        root, found = tools[name], dict[str, Any]()
+        schema = merged(root, root)
         while not text.startswith(self.end, at):
             key, at = _until(text, _behind(text, at, self.open), self.middle)
             value, at = _until(text, at, self.close)
             if key in found:
                 raise ValueError(f"{key!r} is given twice")
-            found[key] = value_of(value, argument_schema(schema, key), schema)
+            found[key] = value_of(value, argument_schema(schema, key), root)
         return name, found, at + len(self.end)
 
 
 def as_text(value: Any) -> str:
     """An argument as it stands between its tags."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def argument_schema(parameters: JSONObject, key: str) -> JSONObject:
-    """What a tool's schema says of one argument."""
-    for found in (
-        (parameters.get("properties") or {}).get(key),
-        parameters.get("additionalProperties"),
-    ):
-        if isinstance(found, Mapping):
-            return found
-    return ANY
 
 
 def value_of(text: str, schema: JSONObject, root: JSONObject) -> Any:
@@ -110,7 +93,7 @@ def value_of(text: str, schema: JSONObject, root: JSONObject) -> Any:
     if not others:
         return text
     try:
-        value = json.loads(text)
+        value = strict_json(text)
     except (ValueError, RecursionError):
         if textual:
             return text
@@ -122,52 +105,13 @@ def value_of(text: str, schema: JSONObject, root: JSONObject) -> Any:
     return value
 
 
-def alternatives(schema: Any, root: JSONObject, depth: int = 0) -> Iterator[JSONObject]:
-    """The schemas of which a value follows one: each of text alone (`is_text`), or of none.
+def strict_json(text: str) -> Any:
+    """A JSON value. Raises ValueError for ``NaN`` and ``Infinity`` too, which Python would read."""
 
-    One of which that cannot be told is given as `ANY`.
-    """
-    if not isinstance(schema, Mapping) or depth > _DEEPEST:
-        yield ANY
-        return
-    several = schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf")
-    if "$ref" in schema:
-        yield from alternatives(_resolved(str(schema["$ref"]), root), root, depth + 1)
-    elif isinstance(several, list) and (len(several) == 1 or "allOf" not in schema):
-        own = {"type": schema["type"]} if "type" in schema else {}
-        for part in several:
-            part = {**own, **part} if isinstance(part, Mapping) else part
-            yield from alternatives(part, root, depth + 1)
-    elif "const" in schema or "enum" in schema:
-        values = schema.get("enum", [schema.get("const")])
-        texts = [value for value in values if isinstance(value, str)]
-        rest = [value for value in values if not isinstance(value, str)]
-        yield from ({"type": "string", "enum": texts},) * bool(texts)
-        yield from ({"enum": rest},) * bool(rest)
-    else:
-        kinds = schema.get("type") or [None]
-        for kind in [kinds] if isinstance(kinds, str) else kinds:
-            yield {**schema, "type": kind} if kind and "allOf" not in schema else ANY
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no JSON")
 
-
-def is_text(schema: JSONObject) -> bool:
-    """Whether a schema of `alternatives` allows text, and nothing else."""
-    return schema.get("type") == "string"
-
-
-ANY_TEXT = "(?s:.*)"
-"""The regular expression of any text."""
-
-
-def text_regex(schema: JSONObject) -> str:
-    """What a schema of text allows, as a regular expression."""
-    if "enum" in schema:
-        return "|".join(map(pattern, schema["enum"]))
-    asked = schema.get("pattern")
-    if isinstance(asked, str) and (whole := re.fullmatch(r"\^([^|]*[^|\\])\$", asked, re.DOTALL)):
-        return f"(?:{within_slashes(whole[1])})"
-    least, most = schema.get("minLength", 0), schema.get("maxLength", "")
-    return f"(?s:.{{{least},{most}}})" if least or most != "" else ANY_TEXT
+    return json.loads(text, parse_constant=refuse)
 
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
@@ -183,21 +127,11 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 def _may_be(value: Any, schema: JSONObject) -> bool:
     """Whether a value is of the kind that a schema asks for."""
     if "enum" in schema:
-        return value in schema["enum"]
+        return json.dumps(value) in map(json.dumps, schema["enum"])  # 1 is not true
     kind = _KINDS.get(schema.get("type", ""))
     if kind is None:
         return True
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
-def _resolved(reference: str, root: JSONObject) -> Any:
-    """What a reference within the schema stands for; None where it leads nowhere."""
-    if not reference.startswith("#/"):
-        return None
-    node: Any = root
-    for part in reference.removeprefix("#/").split("/"):
-        node = node.get(part) if isinstance(node, Mapping) else None
-    return node
 
 
 def _behind(text: str, at: int, expected: str) -> int:

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tierwise.runtime.chat import JSONObject, Tool
-from tierwise.runtime.lark import literal, pattern
-from tierwise.runtime.schemas import json_rule, object_schema
-from tierwise.runtime.tagged_arguments import (
+from tierwise.runtime.lark import literal, other_than
+from tierwise.runtime.schema_parts import (
     ANY,
     ANY_TEXT,
-    Tagged,
+    alone,
     alternatives,
     argument_schema,
     is_text,
+    merged,
+    others_of,
+    text_lexeme,
     text_regex,
 )
+from tierwise.runtime.schemas import json_rule, object_schema
+from tierwise.runtime.tagged_arguments import Tagged
 
 _KEY = r"/[^<>\n]+/"
 """An argument that the schema does not name, where it allows such."""
@@ -31,41 +35,45 @@ def tagged_rules(rule: str, tool: Tool, tags: Tagged) -> list[str]:
     Raises:
         ToolSchemaError: The parameters are no object, or the schema is not JSON.
     """
-    schema = object_schema(tool)
+    root = object_schema(tool)
+    schema = merged(root, root)
     properties: Mapping[str, object] = schema.get("properties") or {}
     required = set(schema.get("required") or ())
-    parts, rules = [literal(tags.head(tool.name))], []
+    parts, rules = [literal(tags.head(tool.name))], list[str]()
+
+    def owner(key: str) -> str:
+        return f"tool {tool.name!r}, property {key!r}"
+
     for number, key in enumerate(properties):
         name = f"{rule}_{number}"
         begin = literal(f"{tags.open}{key}{tags.middle}")
-        rules += _argument(name, begin, tool, schema, key, tags)
+        rules += _argument(name, begin, argument_schema(schema, key), root, tags, owner(key))
         parts.append(name if key in required else f"{name}?")
-    if schema.get("additionalProperties", "properties" not in schema):
-        begin = f"{literal(tags.open)} {_KEY} {literal(tags.middle)}"
-        rules += _argument(f"{rule}_more", begin, tool, schema, "", tags)
+    if (others := others_of(schema)) is not None:
+        name = f"{rule}_key".upper()
+        rules.append(f"{name}: {_KEY}{other_than(properties)}")
+        begin = f"{literal(tags.open)} {name} {literal(tags.middle)}"
+        rules += _argument(f"{rule}_more", begin, others, root, tags, owner(""))
         parts.append(f"{rule}_more*")
     return [f"{rule}: {' '.join(parts)} {literal(tags.end)}", *rules]
 
 
 def _argument(
-    rule: str, begin: str, tool: Tool, schema: JSONObject, key: str, tags: Tagged
+    rule: str, begin: str, schema: JSONObject, root: JSONObject, tags: Tagged, owner: str
 ) -> list[str]:
     """One argument from its first tag to its last."""
     values, rules = list[str](), list[str]()
-    shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
-    parts = [*alternatives(argument_schema(schema, key), schema)]
+    parts = [*alternatives(schema, root)]
     if any(not part or (is_text(part) and text_regex(part) == ANY_TEXT) for part in parts):
         parts = [ANY]  # text of any kind: whatever else is allowed is that, too
     for number, part in enumerate(parts):
         if part and not is_text(part):
-            owner = f"tool {tool.name!r}, property {key!r}"
-            values.append(f"{json_rule(owner, {**part, **shared})} {literal(tags.close)}")
+            values.append(f"{json_rule(owner, alone(part, root))} {literal(tags.close)}")
         elif "enum" in part:
             texts = " | ".join(literal(text + tags.close) for text in part["enum"])
             values.append(f"({texts})")
         else:
-            # Up to the first closing tag, as it is read.
             lexeme = f"{rule}_{number}"
-            rules.append(f"{lexeme}[lazy]: /{text_regex(part)}{pattern(tags.close)}/")
+            rules.append(f"{lexeme}[lazy]: {text_lexeme('', part, tags.close)}")
             values.append(lexeme)
     return [f"{rule}: {begin} ({' | '.join(values)})", *rules]

@@ -26,7 +26,12 @@ POINT = {
 ROOT: dict[str, Any] = {
     "type": "object",
     "properties": {},
-    "$defs": {"Point": POINT, "Color": {"enum": ["red", "green"]}, "Round": {"$ref": "#/$defs/It"}},
+    "$defs": {
+        "Point": POINT,
+        "Color": {"enum": ["red", "green"]},
+        "Round": {"$ref": "#/$defs/It"},
+        "Pair/~": {"oneOf": [{"type": "integer"}]},
+    },
 }
 
 every_format = pytest.mark.parametrize(
@@ -92,6 +97,36 @@ CASES: list[tuple[dict[str, Any], list[Any], list[Any]]] = [
     ({"const": "only"}, ["only"], ["other"]),
     ({"anyOf": [{"type": "string"}, {"type": "null"}]}, ["a", "5", "", None], []),
     ({"type": ["string", "integer"]}, ["a", "5.5", "[1]", 5], []),
+    ({"type": ["string", "number"]}, ["NaN", "-Infinity", 5.5], []),
+    ({"type": "array", "items": {"$ref": "#"}}, [[], [{"a": [{"a": [], "z": True}]}]], [[1], [{}]]),
+    ({"type": "array", "items": {"$ref": "#/properties/z"}}, [[True]], [[1]]),
+    ({"anyOf": [{"type": "null"}, {"$ref": "#/$defs/Pair~1%7E0/oneOf/0"}]}, [None, 1], ["x"]),
+    (
+        {
+            "type": "object",
+            "properties": {"x": {"type": "integer"}, "y": {"type": "integer"}},
+            "anyOf": [{"required": ["x"]}, {"required": ["y"]}],
+        },
+        [{"x": 1}, {"y": 2}],
+        [{"x": "1"}],
+    ),
+    ({"type": "object", "additionalProperties": {}}, [{}, {"two words": 1}], ["x"]),
+    (
+        {
+            "type": "array",
+            "prefixItems": [{"type": "integer"}, {"type": "string"}],
+            "items": {"type": "null"},
+            "minItems": 1,
+            "maxItems": 3,
+        },
+        [[1], [1, "a"], [1, "a", None]],
+        [[], ["a", 1], [1, "a", "b"], [1, "a", None, None]],
+    ),
+    (
+        {"type": "array", "prefixItems": [{"type": "integer"}], "items": False},
+        [[], [1]],
+        [["a"], [1, 2]],
+    ),
     ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, [3, None], ["three"]),
     ({"anyOf": [{"enum": ["auto"]}, {"type": "integer"}]}, ["auto", 5], ["manual", "", 1.5]),
     ({"oneOf": [{"$ref": "#/$defs/Color"}, {"$ref": "#/$defs/Point"}]}, ["red", {"x": 1}], ["no"]),
@@ -99,6 +134,12 @@ CASES: list[tuple[dict[str, Any], list[Any], list[Any]]] = [
     ({"type": "string", "minLength": 2, "maxLength": 3}, ["ab", "abc"], ["", "a", "abcd"]),
     ({"type": "string", "pattern": r"^[a-z]/\d{2}$"}, ["a/12"], ["a/1", "xa/12", "a/12 "]),
     ({"type": "string", "pattern": "b"}, ["abc", "b"], []),
+    ({"type": "string", "pattern": "^(asc|[|]{2})$"}, ["asc", "||"], ["desc", ""]),
+    ({"type": "string", "pattern": r"^a|b$|^\$"}, ["a", "c"], []),
+    ({"type": "string", "pattern": "^[a-z]{1,9999}$"}, ["a" * 2000], []),
+    ({"type": "string", "minLength": 1, "maxLength": 100_000}, ["a" * 2000], [""]),
+    ({"type": "string", "maxLength": 100_000}, ["a" * 2000, ""], []),
+    ({"type": "string", "minLength": 100_000}, ["a"], []),
     ({"allOf": [{"type": "integer"}]}, [4], ["four"]),
     ({}, ["text", 5, [1], {"a": None}, True], []),
     ({"$ref": "#/$defs/Round"}, ["text", 5], []),
@@ -145,6 +186,85 @@ def test_other_arguments_where_the_schema_allows_them(allows: Any, tool_format: 
     numbers = {"properties": {"a": {"type": "string"}}, "additionalProperties": {"type": "number"}}
     assert allows(tool_format, numbers, {"a": "x", "some": 1.5, "more": 2})
     assert not allows(tool_format, numbers, {"a": "x", "some": "text"})
+
+
+WHOLE: list[dict[str, Any]] = [
+    {"$ref": "#/$defs/Node"},
+    {"allOf": [{"$ref": "#/$defs/Node"}]},
+    {"allOf": [{"$ref": "#/$defs/Node"}, {"required": ["name"]}], "type": "object"},
+    {"anyOf": [{"$ref": "#/$defs/Node"}, {"properties": {"name": {"type": "string"}}}]},
+    {"properties": {"name": {"type": "string"}}, "oneOf": [{"$ref": "#/$defs/Node"}]},
+]
+
+
+@every_format
+@pytest.mark.parametrize("schema", WHOLE, ids=lambda schema: ",".join(schema))
+def test_properties_that_stand_elsewhere(
+    allows: Any, tool_format: ToolFormat, schema: dict[str, Any]
+) -> None:
+    """As pydantic writes models that hold themselves, and others choices of objects."""
+    node = {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "next": {"$ref": "#/$defs/Node"}},
+        "required": ["name"],
+    }
+    parameters = {**schema, "$defs": {"Node": node}}
+    assert allows(tool_format, parameters, {"name": "5"})
+    assert allows(tool_format, parameters, {"name": "a", "next": {"name": "b"}})
+    assert not allows(tool_format, parameters, {"name": "a", "next": {"name": 5}})
+    assert not allows(tool_format, parameters, {"name": "a", "other": "b"})
+    assert allows(tool_format, parameters, {}) is ("anyOf" in schema)
+
+
+@every_format
+def test_names_of_any_kind(allows: Any, tool_format: ToolFormat) -> None:
+    for key in (
+        "a-b",
+        "a.b",
+        "a b",
+        'a"b',
+        "a:b",
+        "a:b:",
+        "<a>",
+        "a{",
+        "a,b",
+        "a\\b",
+        "ü",
+        "$x",
+        "",
+    ):
+        own = {"properties": {key: {"type": "integer"}, "a": {"type": "integer"}}}
+        parameters = {"properties": {key: {"type": "string"}, "z": {"type": "object", **own}}}
+        assert allows(tool_format, parameters, {key: "v", "z": {key: 1}}), key
+        assert allows(tool_format, parameters, {key: "v", "z": {"a": 1}}), key
+
+
+@every_format
+def test_a_known_argument_is_no_other_one(allows: Any, tool_format: ToolFormat) -> None:
+    parameters = {
+        "properties": {"a": {"type": "boolean"}},
+        "additionalProperties": {"type": "integer"},
+    }
+    assert allows(tool_format, parameters, {"a": True, "ab": 1})
+    assert not allows(tool_format, parameters, {"a": 1})
+    assert allows(tool_format, {"additionalProperties": {}}, {"a": "x", "b": [1]})
+
+
+@every_format
+@pytest.mark.parametrize("held", [{"minLength": 40}, {"pattern": r"^[\s\S]{40,60}$"}], ids=str)
+def test_a_long_text_ends_where_it_is_read(
+    model: Model, tool_format: ToolFormat, held: dict[str, Any]
+) -> None:
+    tool = Tool("do", "", {"properties": {"a": {"type": "string", **held}}})
+    call = Call((Message("user", "hi"),), (tool,), tool_choice="any")
+    constraint = constraint_for(call, tool_format)
+    assert constraint is not None
+    syntax = tool_format.syntax
+    end = syntax.close if isinstance(syntax, Tagged) else '<|"|>'
+    for text, right in (("b" * 40 + end[:-2], True), ("b" + end + "b" * 45, False)):
+        matcher = GrammarCompiler(model).matcher(constraint.lark)
+        tokens = model.tokenize(tool_format.write([ToolCall("do", {"a": text})]), special=False)
+        assert (matcher.try_consume_tokens(tokens) == len(tokens)) is right, text
 
 
 @tagged_format

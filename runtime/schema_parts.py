@@ -1,0 +1,185 @@
+"""What JSON schemas say of one value, for formats of calls that are not JSON throughout."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import unquote
+
+from tierwise.runtime.chat import JSONObject
+from tierwise.runtime.lark import pattern, within_slashes
+
+ANY: JSONObject = {}
+"""A schema that allows everything."""
+
+_DEEPEST = 16
+"""References that lead to references; more go round in circles."""
+
+
+def alternatives(schema: Any, root: JSONObject, depth: int = 0) -> Iterator[JSONObject]:
+    """The schemas of which a value follows one: each of text alone (`is_text`), or of none.
+
+    One of which that cannot be told is given as `ANY`.
+    """
+    if not isinstance(schema, Mapping) or depth > _DEEPEST:
+        yield ANY
+        return
+    several = schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf")
+    if "$ref" in schema:
+        yield from alternatives(_resolved(str(schema["$ref"]), root), root, depth + 1)
+    elif "properties" in schema and schema.get("type") == "object":
+        yield schema  # a choice beside them is of the same object
+    elif isinstance(several, list) and (len(several) == 1 or "allOf" not in schema):
+        own = {"type": schema["type"]} if "type" in schema else {}
+        for part in several:
+            part = {**own, **part} if isinstance(part, Mapping) else part
+            yield from alternatives(part, root, depth + 1)
+    elif "const" in schema or "enum" in schema:
+        values = schema.get("enum", [schema.get("const")])
+        texts = [value for value in values if isinstance(value, str)]
+        rest = [value for value in values if not isinstance(value, str)]
+        yield from ({"type": "string", "enum": texts},) * bool(texts)
+        yield from ({"enum": rest},) * bool(rest)
+    else:
+        kinds = schema.get("type") or [None]
+        for kind in [kinds] if isinstance(kinds, str) else kinds:
+            yield {**schema, "type": kind} if kind and "allOf" not in schema else ANY
+
+
+def is_text(schema: JSONObject) -> bool:
+    """Whether a schema of `alternatives` allows text, and nothing else."""
+    return schema.get("type") == "string"
+
+
+def merged(schema: Any, root: JSONObject, depth: int = 0) -> JSONObject:
+    """The schema of an object with the properties of all its parts (``$ref``, ``allOf``).
+
+    Of a choice (``anyOf``, ``oneOf``) it has the properties of all parts too, and requires those
+    that every part does.
+    """
+    if not isinstance(schema, Mapping) or depth > _DEEPEST:
+        return ANY
+    choice = schema.get("anyOf") or schema.get("oneOf") or []
+    parts = [_resolved(str(schema["$ref"]), root)] if "$ref" in schema else []
+    parts = [merged(part, root, depth + 1) for part in (*parts, *(schema.get("allOf") or ()))]
+    choices = [merged(part, root, depth + 1) for part in choice]
+    if not parts and not choices:
+        return schema
+    out = {**schema}
+    for key in ("$ref", "anyOf", "oneOf", "allOf"):
+        out.pop(key, None)
+    found: dict[str, list[Any]] = {}
+    for part in (out, *parts):
+        for key, value in (part.get("properties") or {}).items():
+            found.setdefault(key, [value])
+    known = set(found)
+    for part in choices:
+        for key, value in (part.get("properties") or {}).items():
+            if key not in known and value not in found.setdefault(key, []):
+                found[key].append(value)
+    if any("properties" in part for part in (out, *parts, *choices)):
+        out["properties"] = {k: v[0] if len(v) == 1 else {"anyOf": v} for k, v in found.items()}
+    always = {key for part in (out, *parts) for key in part.get("required") or ()}
+    each = [set(part.get("required") or ()) for part in choices]
+    out["required"] = sorted(always | (set.intersection(*each) if each else set()))
+    others = [part for part in (*parts, *choices) if "additionalProperties" in part]
+    for part in sorted(others, key=lambda part: part["additionalProperties"] is False):
+        out.setdefault("additionalProperties", part["additionalProperties"])
+    return out
+
+
+def others_of(schema: JSONObject) -> JSONObject | None:
+    """What an object may have beyond its properties; None for nothing, as where it lists some and
+    does not say."""
+    more = schema.get("additionalProperties", "properties" not in schema)
+    return more if isinstance(more, Mapping) else ANY if more else None
+
+
+def argument_schema(parameters: JSONObject, key: str) -> JSONObject:
+    """What a tool's schema says of one argument."""
+    found = (parameters.get("properties") or {}).get(key)
+    return found if isinstance(found, Mapping) else others_of(parameters) or ANY
+
+
+def alone(part: JSONObject, root: JSONObject) -> JSONObject:
+    """A part of a schema as a schema of its own: what it refers to comes along."""
+    if '"$ref"' not in json.dumps(part, default=str):
+        return part
+    return {**_moved(part), "$defs": {_ROOT: _moved(root)}}
+
+
+_ROOT = "root"
+
+
+def _moved(schema: Any) -> Any:
+    """With references to where `alone` puts what they name."""
+    if isinstance(schema, list):
+        return [_moved(one) for one in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    out = {key: _moved(value) for key, value in schema.items()}
+    reference = out.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#"):
+        out["$ref"] = f"#/$defs/{_ROOT}{reference[1:]}"
+    return out
+
+
+ANY_TEXT = "(?s:.*)"
+"""The regular expression of any text."""
+
+_LARGEST = 1_000
+"""The largest count in a regular expression beside which another can be ruled out: llguidance gives
+up on some thousands."""
+
+
+def text_regex(schema: JSONObject) -> str:
+    """What a schema of text allows, as a regular expression; more where it counts to thousands."""
+    if "enum" in schema:
+        return "|".join(map(pattern, schema["enum"]))
+    asked = schema.get("pattern")
+    counts = map(int, re.findall(r"(?<=[{,])\d+(?=[,}])", str(asked)))
+    if isinstance(asked, str) and _is_whole(asked) and max(counts, default=0) <= _LARGEST:
+        return f"(?:{within_slashes(asked[1:-1])})"
+    least, most = schema.get("minLength", 0), schema.get("maxLength")
+    least = least if least <= _LARGEST else 0
+    if most is None or (least and most > _LARGEST):
+        return f"(?s:.{{{least},}})" if least else ANY_TEXT
+    return f"(?s:.{{{least},{most}}})"
+
+
+def text_lexeme(before: str, schema: JSONObject, after: str) -> str:
+    """The lexeme (a lazy one) of a text and what stands around it.
+
+    It ends with the first ``after``, as it is read: a text that must go on has none within.
+    """
+    regex, begin, end = text_regex(schema), pattern(before), pattern(after)
+    ends = regex == ANY_TEXT or regex.startswith("(?s:.{0,")
+    but = "" if ends else rf" & ~/(?s:{begin}.*{end}.+)/"
+    return f"/{begin}(?:{regex}){end}/{but}"
+
+
+def _is_whole(regex: str) -> bool:
+    """Whether a regular expression is anchored at both ends."""
+    if not re.fullmatch(r"\^.*\$", regex, re.DOTALL):
+        return False
+    # Without what is escaped, in brackets or in parentheses.
+    bare, before = re.sub(r"(?s)\\.|\[(?:\\.|[^\]\\])*\]", "", regex[1:-1]), ""
+    while bare != before:
+        bare, before = re.sub(r"\([^()]*\)", "", bare), bare
+    return "|" not in bare and not bare.endswith("\\")
+
+
+def _resolved(reference: str, root: JSONObject) -> Any:
+    """What a reference within the schema stands for; None where it leads nowhere."""
+    if reference != "#" and not reference.startswith("#/"):
+        return None
+    node: Any = root
+    for part in reference.split("/")[1:]:
+        part = unquote(part).replace("~1", "/").replace("~0", "~")
+        if isinstance(node, list) and part.isdecimal() and int(part) < len(node):
+            node = node[int(part)]
+        else:
+            node = node.get(part) if isinstance(node, Mapping) else None
+    return node
