@@ -16,6 +16,7 @@ from typing import Any
 
 from jinja2.exceptions import SecurityError
 
+from tierwise.runtime.braced_arguments import written
 from tierwise.runtime.chat import Call, JSONObject, Message, Reasoning, Tool, ToolCall
 from tierwise.runtime.errors import UnsupportedModelError
 from tierwise.runtime.harmony import HARMONY, HARMONY_TAGS, harmony_turns
@@ -23,10 +24,12 @@ from tierwise.runtime.latest import Latest
 from tierwise.runtime.llama import Model
 from tierwise.runtime.tagged_arguments import Tagged
 from tierwise.runtime.template_messages import (
+    NULL_MARK,
     alternating,
     arguments_as_text,
     as_openai,
     calls_as_text,
+    nulls_marked,
     one_system,
     short_ids,
     single_calls,
@@ -211,6 +214,8 @@ class ChatTemplate:
             return [calls_as_text(message, tool_format) for message in messages]
         if isinstance(tool_format.syntax, Tagged):
             return arguments_as_text(messages)
+        if tool_format is GEMMA:
+            return nulls_marked(messages)
         if not tool_format.many:
             messages = single_calls(messages)
         return short_ids(messages) if tool_format in MISTRAL_FORMATS else messages
@@ -279,8 +284,10 @@ class ChatTemplate:
         known = {"messages": turns, "tools": data, "add_generation_prompt": True, **self._tokens}
         known |= _WORDS_FOR[reasoning]
         if self._turns is not None and template is self._template:
-            return self._turns.render(known)
-        return self._sandbox.run(template, known)
+            text = self._turns.render(known)
+        else:
+            text = self._sandbox.run(template, known)
+        return text.replace(written(NULL_MARK), "null")
 
     # --- What the template tells of the model -----------------------------------------------------
 

@@ -93,7 +93,8 @@ def harmony_turns(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
 class HarmonyParser:
     """Takes one reply apart, as `ReplyParser` does for all other formats.
 
-    Words before a call and the answer are both text. What is of no channel is text as well.
+    Words before a call and the answer are both text, with an empty line between. What is of no
+    channel is text as well.
 
     Args:
         call: What was asked; only calls of its usable tools are calls.
@@ -106,6 +107,7 @@ class HarmonyParser:
         self._held = ""
         self._text = ""
         self._reasoning = ""
+        self._begins = False  # the message, of which nothing was given out yet
 
     def push(self, text: str) -> list[Piece]:
         """Takes more of the reply; returns what is text or reasoning for sure."""
@@ -145,7 +147,7 @@ class HarmonyParser:
         header, found, rest = begun.partition(_MESSAGE)
         if found and begun.startswith(_BEGINNINGS):
             recipient = _RECIPIENT.search(header)
-            self._held = rest
+            self._held, self._begins = rest, True
             if recipient is not None:
                 self._name, self._stage = recipient[1], "call"
             else:
@@ -172,6 +174,9 @@ class HarmonyParser:
         """Gives out the beginning of what is held back."""
         text, self._held = self._held[:length], self._held[length:]
         thought = self._stage == "thought"
+        if text and self._begins:
+            self._begins = False
+            text = f"\n\n{text}" if (self._reasoning if thought else self._text) else text
         if thought:
             self._reasoning += text
         else:

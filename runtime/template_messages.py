@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -124,6 +124,33 @@ def arguments_as_text(messages: Sequence[Message]) -> list[Message]:
             tool_calls=tuple(
                 replace(call, arguments={k: as_text(v) for k, v in call.arguments.items()})
                 for call in message.tool_calls
+            ),
+        )
+        if message.tool_calls
+        else message
+        for message in messages
+    ]
+
+
+NULL_MARK = "\ue000null\ue001"
+"""Stands for null while a template runs."""
+
+
+def nulls_marked(messages: Sequence[Message]) -> list[Message]:
+    """Arguments with a mark for null, of which Gemma's template writes Python's ``None``."""
+
+    def marked(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: marked(one) for key, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [marked(one) for one in value]
+        return NULL_MARK if value is None else value
+
+    return [
+        replace(
+            message,
+            tool_calls=tuple(
+                replace(call, arguments=marked(call.arguments)) for call in message.tool_calls
             ),
         )
         if message.tool_calls

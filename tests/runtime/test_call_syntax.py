@@ -362,11 +362,11 @@ def test_values_within_values(allows: Any) -> None:
 
 
 def test_the_notation_is_that_of_the_template() -> None:
-    given = {"b": [1, "x", {"z": True, "A": 2.5}], "a": "<b> ü\n", "C": {}}
+    given = {"b": [1, "x", {"z": True, "A": 2.5}], "a": "<b> ü\n", "C": {}, "d": [None]}
     call = ToolCall("do", given)
     assert GEMMA.write([call, ToolCall("do", {})]) == (
-        '<|tool_call>call:do{a:<|"|><b> ü\n<|"|>,b:[1,<|"|>x<|"|>,{A:2.5,z:true}],C:{}}<tool_call|>'
-        "<|tool_call>call:do{}<tool_call|>"
+        '<|tool_call>call:do{a:<|"|><b> ü\n<|"|>,b:[1,<|"|>x<|"|>,{A:2.5,z:true}],C:{},'
+        "d:[null]}<tool_call|><|tool_call>call:do{}<tool_call|>"
     )
     template = ChatTemplate((TEMPLATES / "gemma4.jinja").read_text(encoding="utf-8"))
     talk = (

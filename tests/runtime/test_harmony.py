@@ -71,6 +71,8 @@ def test_calls_are_read_however_they_are_written(calling: str) -> None:
 def test_answers_and_thoughts_are_told_apart() -> None:
     assert whole(ANSWER) == ("It is <3>, I think.", "", ())
     assert whole(THOUGHT + ANSWER + "<|end|>") == ("It is <3>, I think.", "I must add.", ())
+    twice = whole(THOUGHT + WORDS + THOUGHT + ANSWER)
+    assert twice == ("Let me add.\n\nIt is <3>, I think.", "I must add.\n\nI must add.", ())
     assert whole("") == whole(THOUGHT[:15]) == ("", "", ())
     assert whole(THOUGHT[: THOUGHT.index("add")]) == ("", "I must ", ())
 
