@@ -161,7 +161,7 @@ class _Rules:
         key = json.dumps(schema, sort_keys=True, default=str)
         if key not in self._names:
             name = self._names[key] = f"{self.prefix}_{len(self._names)}"
-            parts = [*alternatives(schema, self.root)]
+            parts = alternatives(schema, self.root)
             bodies = [self._any()] if ANY in parts else [self._one(part) for part in parts]
             self.lines.append(f"{name}: {' | '.join(bodies)}")
         return self._names[key]

@@ -14,28 +14,33 @@ from tierwise.runtime.lark import pattern, within_slashes
 ANY: JSONObject = {}
 """A schema that allows everything."""
 
-_DEEPEST = 16
-"""References that lead to references; more go round in circles."""
 
-
-def alternatives(schema: Any, root: JSONObject, depth: int = 0) -> Iterator[JSONObject]:
+def alternatives(schema: Any, root: JSONObject) -> list[JSONObject]:
     """The schemas of which a value follows one: each of text alone (`is_text`), or of none.
 
     One of which that cannot be told is given as `ANY`.
     """
-    if not isinstance(schema, Mapping) or depth > _DEEPEST:
+    return [*_alternatives(schema, root, set())] or [ANY]
+
+
+def _alternatives(schema: Any, root: JSONObject, seen: set[str]) -> Iterator[JSONObject]:
+    """Each reference is followed once, so that circles end and what is wide and deep too."""
+    if not isinstance(schema, Mapping):
         yield ANY
         return
     several = schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf")
     if "$ref" in schema:
-        yield from alternatives(_resolved(str(schema["$ref"]), root), root, depth + 1)
+        reference = str(schema["$ref"])
+        if reference not in seen:
+            seen.add(reference)
+            yield from _alternatives(_resolved(reference, root), root, seen)
     elif "properties" in schema and schema.get("type") == "object":
         yield schema  # a choice beside them is of the same object
     elif isinstance(several, list) and (len(several) == 1 or "allOf" not in schema):
         own = {"type": schema["type"]} if "type" in schema else {}
         for part in several:
             part = {**own, **part} if isinstance(part, Mapping) else part
-            yield from alternatives(part, root, depth + 1)
+            yield from _alternatives(part, root, seen)
     elif "const" in schema or "enum" in schema:
         values = schema.get("enum", [schema.get("const")])
         texts = [value for value in values if isinstance(value, str)]
@@ -53,18 +58,30 @@ def is_text(schema: JSONObject) -> bool:
     return schema.get("type") == "string"
 
 
-def merged(schema: Any, root: JSONObject, depth: int = 0) -> JSONObject:
+def merged(schema: Any, root: JSONObject, known: dict[str, JSONObject] | None = None) -> JSONObject:
     """The schema of an object with the properties of all its parts (``$ref``, ``allOf``).
 
     Of a choice (``anyOf``, ``oneOf``) it has the properties of all parts too, and requires those
     that every part does.
+
+    Args:
+        schema: Of the object.
+        root: Schema of all parameters, for references.
+        known: Filled with what references stand for.
     """
-    if not isinstance(schema, Mapping) or depth > _DEEPEST:
+    if not isinstance(schema, Mapping):
         return ANY
-    choice = schema.get("anyOf") or schema.get("oneOf") or []
-    parts = [_resolved(str(schema["$ref"]), root)] if "$ref" in schema else []
-    parts = [merged(part, root, depth + 1) for part in (*parts, *(schema.get("allOf") or ()))]
-    choices = [merged(part, root, depth + 1) for part in choice]
+    known = {} if known is None else known
+    parts = [merged(part, root, known) for part in schema.get("allOf") or ()]
+    choices = [
+        merged(part, root, known) for part in schema.get("anyOf") or schema.get("oneOf") or ()
+    ]
+    if "$ref" in schema:
+        reference = str(schema["$ref"])
+        if reference not in known:
+            known[reference] = ANY  # to itself
+            known[reference] = merged(_resolved(reference, root), root, known)
+        parts.insert(0, known[reference])
     if not parts and not choices:
         return schema
     out = {**schema}
@@ -74,10 +91,10 @@ def merged(schema: Any, root: JSONObject, depth: int = 0) -> JSONObject:
     for part in (out, *parts):
         for key, value in (part.get("properties") or {}).items():
             found.setdefault(key, [value])
-    known = set(found)
+    own = set(found)
     for part in choices:
         for key, value in (part.get("properties") or {}).items():
-            if key not in known and value not in found.setdefault(key, []):
+            if key not in own and value not in found.setdefault(key, []):
                 found[key].append(value)
     if any("properties" in part for part in (out, *parts, *choices)):
         out["properties"] = {k: v[0] if len(v) == 1 else {"anyOf": v} for k, v in found.items()}

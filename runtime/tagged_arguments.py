@@ -87,7 +87,7 @@ def value_of(text: str, schema: JSONObject, root: JSONObject) -> Any:
     Raises:
         ValueError: The schema allows no text, and it is no JSON.
     """
-    parts = [*alternatives(schema, root)]
+    parts = alternatives(schema, root)
     textual = any(is_text(part) or not part for part in parts)
     others = [part for part in parts if not is_text(part)]
     if not others:

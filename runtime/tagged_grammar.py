@@ -63,7 +63,7 @@ def _argument(
 ) -> list[str]:
     """One argument from its first tag to its last."""
     values, rules = list[str](), list[str]()
-    parts = [*alternatives(schema, root)]
+    parts = alternatives(schema, root)
     if any(not part or (is_text(part) and text_regex(part) == ANY_TEXT) for part in parts):
         parts = [ANY]  # text of any kind: whatever else is allowed is that, too
     for number, part in enumerate(parts):

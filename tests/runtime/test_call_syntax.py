@@ -217,6 +217,18 @@ def test_properties_that_stand_elsewhere(
 
 
 @every_format
+@pytest.mark.parametrize("kind", ["anyOf", "allOf"])
+def test_references_to_references_come_to_an_end(
+    allows: Any, tool_format: ToolFormat, kind: str
+) -> None:
+    """A schema from elsewhere may go round in circles, ten ways at each turn."""
+    wide = {f"D{i}": {kind: [{"$ref": f"#/$defs/D{(i + 1) % 20}"}] * 10} for i in range(20)}
+    parameters = {"properties": {"a": {"$ref": "#/$defs/D0"}}, "$defs": wide}
+    assert allows(tool_format, parameters, {"a": "x"})
+    assert allows(tool_format, {"$ref": "#/$defs/D0", "$defs": wide}, {"a": "x"})
+
+
+@every_format
 def test_names_of_any_kind(allows: Any, tool_format: ToolFormat) -> None:
     for key in (
         "a-b",
