@@ -137,10 +137,12 @@ class ChatTemplate:
         system, *turns = places
         first = min((place for place in turns if place >= 0), default=-1)  # earlier ones may go
         self._has_system = 0 <= system < first
-        # Some templates leave out system messages but the first or the last (gpt-oss, DeepSeek R1).
+        # Some templates leave out system messages but the first or the last (gpt-oss, DeepSeek R1),
+        # or refuse later ones (Qwen3.5).
         kind, again = Message("system", "Be kind."), Message("user", "Bye")
         told = self._tried([kind, _HELLO, Message("assistant", "Hi."), _SYSTEM, again])
-        self._one_system = (kind.content in (told or "")) != (_SYSTEM.content in (told or ""))
+        held = [message.content in (told or "") for message in (kind, _SYSTEM)]
+        self._one_system = held[0] != held[1] or (told is None and self._has_system)
         self.tool_format = self._find_format()
         calling = [_HELLO, Message("assistant", tool_calls=(_PROBE_CALL,)), _RESULT]
         if self.tool_format is GEMMA:

@@ -178,6 +178,19 @@ def test_no_system_message_is_left_out() -> None:
         assert all(prompt.count(rule.content) == 1 for rule in rules), path.name
 
 
+def test_a_later_system_message_leaves_the_first_where_it_is() -> None:
+    """Qwen3.5 refuses it."""
+    source = (
+        "{% for m in messages %}{% if m.role == 'system' and not loop.first %}"
+        "{{ raise_exception('System message must be at the beginning.') }}{% endif %}"
+        "[{{ m.role }}]{{ m.content }}{% endfor %}"
+    )
+    later = Message("system", "Be kind.")
+    prompt = render(source, SYSTEM, later, HELLO, ANSWER, later, ASK)
+    turns = f"[user]Hello[assistant]{ANSWER.content}[user]Be kind.[user]{ASK.content}"
+    assert prompt == f"[system]Be brief.\n\nBe kind.{turns}"
+
+
 def test_a_template_may_leave_turns_out() -> None:
     source = "{{ messages[0]['content'] }}|{{ messages[-1]['content'] }}"
     turns = [Message("user", "One"), Message("assistant", "Two"), Message("user", "Three")]
