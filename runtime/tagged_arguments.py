@@ -57,7 +57,13 @@ class Tagged:
             ValueError: There is no whole call of a known tool, or an argument is not what the
                 schema says, or comes twice.
         """
-        name, at = _until(text, _behind(text, at, self.before), self.after)
+        start = _behind(text, at, self.before)
+        if self.after:
+            name, at = _until(text, start, self.after)
+        else:
+            places = (text.find(tag, start) for tag in (self.open, self.end))
+            at = min((place for place in places if place >= 0), default=len(text))
+            name = text[start:at]
         if name not in tools:
             raise ValueError(f"unknown tool {name!r}")
         root, found = tools[name], dict[str, Any]()

@@ -233,6 +233,14 @@ GLM = ToolFormat(
     ),
 )
 """GLM 4.5 and 4.6."""
+GLM_CLOSE = ToolFormat(
+    "glm-close",
+    opening="<tool_call>",
+    separator="",
+    thoughts=Thoughts(gap=""),
+    syntax=Tagged("", "", "<arg_key>", "</arg_key><arg_value>", "</arg_value>", "</tool_call>"),
+)
+"""GLM 4.7 and 5: the same without line breaks."""
 GEMMA = ToolFormat(
     "gemma",
     opening="<|tool_call>call:",
@@ -262,6 +270,7 @@ NATIVE_FORMATS = (
     HERMES,
     QWEN_CODER,
     GLM,
+    GLM_CLOSE,
     GEMMA,
     PHI,
     PHI_EACH,

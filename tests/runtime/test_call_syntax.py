@@ -15,7 +15,7 @@ from tierwise.runtime.errors import ToolSchemaError
 from tierwise.runtime.grammar import GrammarCompiler, constraint_for
 from tierwise.runtime.llama import Model
 from tierwise.runtime.tagged_arguments import Tagged, value_of
-from tierwise.runtime.tool_format import GEMMA, GLM, QWEN_CODER, ToolFormat
+from tierwise.runtime.tool_format import GEMMA, GLM, GLM_CLOSE, QWEN_CODER, ToolFormat
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 POINT = {
@@ -35,9 +35,11 @@ ROOT: dict[str, Any] = {
 }
 
 every_format = pytest.mark.parametrize(
-    "tool_format", [QWEN_CODER, GLM, GEMMA], ids=lambda f: f.name
+    "tool_format", [QWEN_CODER, GLM, GLM_CLOSE, GEMMA], ids=lambda f: f.name
 )
-tagged_format = pytest.mark.parametrize("tool_format", [QWEN_CODER, GLM], ids=lambda f: f.name)
+tagged_format = pytest.mark.parametrize(
+    "tool_format", [QWEN_CODER, GLM, GLM_CLOSE], ids=lambda f: f.name
+)
 
 
 @pytest.fixture(scope="module")
@@ -330,6 +332,27 @@ def test_history_is_written_as_the_reply_was(name: str) -> None:
     results = tuple(Message("tool", "done", tool_call_id=i, tool_name="do") for i in "12")
     prompt = template.render(Call((*talk, *results), (tool,)))
     assert template.tool_format.write(calls) in prompt
+
+
+def test_tags_without_line_breaks() -> None:
+    source = (TEMPLATES / "glm4.6.jinja").read_text(encoding="utf-8")
+    begin, end = (
+        source.index("{{ '\\n<tool_call>' + tc.name }}"),
+        source.index("</tool_call>{% endfor %}"),
+    )
+    argument = "<arg_key>{{ k }}</arg_key><arg_value>{{ v }}</arg_value>"
+    loop = f"{{% for k, v in tc.arguments.items() %}}{argument}{{% endfor %}}"
+    changed = source[:begin] + "{{- '<tool_call>' + tc.name }}" + loop + source[end:]
+    template = ChatTemplate(changed)
+    assert template.tool_format is GLM_CLOSE
+    calls = (ToolCall("do", {"a": 5, "b": "x\n"}, "1"), ToolCall("do", {}, "2"))
+    text = (
+        "<tool_call>do<arg_key>a</arg_key><arg_value>5</arg_value><arg_key>b</arg_key>"
+        "<arg_value>x\n</arg_value></tool_call><tool_call>do</tool_call>"
+    )
+    assert GLM_CLOSE.write(calls) == text
+    talk = (Message("user", "Go."), Message("assistant", tool_calls=calls))
+    assert text in template.render(Call(talk, (Tool("do", "Does it.", {"type": "object"}),)))
 
 
 # --- Gemma's own notation -------------------------------------------------------------------------
