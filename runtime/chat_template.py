@@ -316,11 +316,14 @@ class ChatTemplate:
         told = self._tried([_HELLO, calling, _RESULT, Message("assistant", "z"), _HELLO], tools)
         if asked and told and _PROBE_TOOL.description in asked:
             told = told.replace(f', "id": "{_PROBE_ID}"', "")
-            for tool_format in (*NATIVE_FORMATS, HARMONY):
+            for tool_format in NATIVE_FORMATS:
                 # Without a tag of its own, a call must be all of the reply.
                 before = "" if tool_format.trigger else asked
                 if before + tool_format.write([_PROBE_CALL]) in told:
                     return tool_format
+            # In one way of writing calls or the other: both are read.
+            if "<|channel|>commentary" in told and f"to=functions.{_PROBE_CALL.name}" in told:
+                return HARMONY
         with_tools = {"role": "system", "content": "", "tools": _PROBE_TOOL.description}
         try:
             told = self._run([with_tools, as_openai(_HELLO)], ())

@@ -177,6 +177,20 @@ def test_the_template_is_known_and_its_tags_are_shown() -> None:
     assert template.tool_format is HARMONY and template.tags == HARMONY_TAGS
 
 
+def test_templates_that_write_calls_the_other_way_are_known() -> None:
+    source = SOURCE.replace(
+        '{{- "<|start|>assistant to=" }}', '{{- "<|start|>assistant<|channel|>commentary to=" }}'
+    ).replace(
+        'tool_call.name + "<|channel|>commentary " }}', 'tool_call.name + " <|constrain|>" }}'
+    )
+    template = ChatTemplate(source)
+    assert template.tool_format is HARMONY
+    prompt = template.render(
+        replace(CALL, messages=(*CALL.messages, Message("assistant", "", (ADDING,))))
+    )
+    assert CALLS[0] in prompt
+
+
 def test_thoughts_stay_until_the_answer() -> None:
     template = ChatTemplate(SOURCE)
     calling = Message("assistant", "Let me add.", (ADDING,), reasoning="I must add.")
