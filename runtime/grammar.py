@@ -125,6 +125,7 @@ def _calls(call: Call, tool_format: ToolFormat, begin: str) -> list[str]:
     # A literal for each lexeme of JSON where the other possibility is a JSON reply: a longer one
     # would be all that the lexer sees after `{"`, and would shut out the reply's own properties.
     # Elsewhere one literal, lest the regular expression of a reply swallow the lexemes.
+    shared: dict[str, str] = {}
     apart = call.response_schema is not None and not call.must_call
     for index, tool in enumerate(tools):
         syntax = tool_format.syntax
@@ -133,7 +134,7 @@ def _calls(call: Call, tool_format: ToolFormat, begin: str) -> list[str]:
             if isinstance(syntax, Braced):
                 first, *others = braced_rules(rule, tool)
             else:
-                first, *others = tagged_rules(rule, tool, syntax)
+                first, *others = tagged_rules(rule, tool, syntax, shared)
             rules += [f"{first} {literal(tool_format.closing)}", *others]
             continue
         parts = tool_format.head(tool.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -121,26 +120,33 @@ def argument_schema(parameters: JSONObject, key: str) -> JSONObject:
 
 
 def alone(part: JSONObject, root: JSONObject) -> JSONObject:
-    """A part of a schema as a schema of its own: what it refers to comes along."""
-    if '"$ref"' not in json.dumps(part, default=str):
-        return part
-    return {**_moved(part), "$defs": {_ROOT: _moved(root)}}
+    """A part of a schema as a schema of its own: what it refers to comes along, and no more, so
+    that parts of several tools that say the same are the same."""
+    names: dict[str, str] = {}
+    shared: dict[str, Any] = {}
+
+    def moved(schema: Any) -> Any:
+        if isinstance(schema, list):
+            return [moved(one) for one in schema]
+        if not isinstance(schema, Mapping):
+            return schema
+        out = {key: moved(value) for key, value in schema.items()}
+        reference = out.get("$ref")
+        if isinstance(reference, str) and (found := _resolved(reference, root)) is not None:
+            if reference not in names:
+                name = names[reference] = f"part_{len(names)}"
+                shared[name] = moved(_without_definitions(found))
+            out["$ref"] = f"#/$defs/{names[reference]}"
+        return out
+
+    whole: JSONObject = moved(_without_definitions(part))
+    return {**whole, "$defs": shared} if shared else whole
 
 
-_ROOT = "root"
-
-
-def _moved(schema: Any) -> Any:
-    """With references to where `alone` puts what they name."""
-    if isinstance(schema, list):
-        return [_moved(one) for one in schema]
+def _without_definitions(schema: Any) -> Any:
     if not isinstance(schema, Mapping):
         return schema
-    out = {key: _moved(value) for key, value in schema.items()}
-    reference = out.get("$ref")
-    if isinstance(reference, str) and reference.startswith("#"):
-        out["$ref"] = f"#/$defs/{_ROOT}{reference[1:]}"
-    return out
+    return {key: one for key, one in schema.items() if key not in ("$defs", "definitions")}
 
 
 ANY_TEXT = "(?s:.*)"

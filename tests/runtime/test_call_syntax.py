@@ -231,6 +231,35 @@ def test_references_to_references_come_to_an_end(
 
 
 @every_format
+def test_many_tools_may_have_the_same_large_parts(model: Model, tool_format: ToolFormat) -> None:
+    parts = {
+        f"P{i}": {
+            "type": "object",
+            "properties": {
+                **{f"p{j}": {"type": "string"} for j in range(7)},
+                "next": {"anyOf": [{"$ref": f"#/$defs/P{(i + 1) % 40}"}, {"type": "null"}]},
+            },
+        }
+        for i in range(40)
+    }
+    tools = tuple(
+        Tool(
+            f"do_{number}",
+            "",
+            {"properties": {f"a{i}": {"$ref": f"#/$defs/P{i}"} for i in range(10)}, "$defs": parts},
+        )
+        for number in range(10)
+    )
+    constraint = constraint_for(Call((Message("user", "hi"),), tools), tool_format)
+    assert constraint is not None
+    matcher = GrammarCompiler(model).matcher(constraint.lark)
+    deep = {"p0": "x", "next": {"next": {"p6": "y", "next": None}}}
+    text = tool_format.write([ToolCall("do_9", {"a9": deep})])
+    tokens = model.tokenize(text, special=False)
+    assert matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
+
+
+@every_format
 def test_names_of_any_kind(allows: Any, tool_format: ToolFormat) -> None:
     for key in (
         "a-b",
