@@ -70,11 +70,21 @@ class Tagged:
         schema = merged(root, root)
         while not text.startswith(self.end, at):
             key, at = _until(text, _behind(text, at, self.open), self.middle)
-            value, at = _until(text, at, self.close)
             if key in found:
                 raise ValueError(f"{key!r} is given twice")
-            found[key] = value_of(value, argument_schema(schema, key), root)
+            found[key], at = self._value(text, at, argument_schema(schema, key), root)
         return name, found, at + len(self.end)
+
+    def _value(self, text: str, at: int, schema: JSONObject, root: JSONObject) -> tuple[Any, int]:
+        """An argument and the place after it. A text ends with the first tag, JSON may hold it."""
+        end = at
+        while True:
+            _, end = _until(text, end, self.close)
+            try:
+                return value_of(text[at : end - len(self.close)], schema, root), end
+            except ValueError:
+                if self.close not in text[end:]:
+                    raise
 
 
 def as_text(value: Any) -> str:

@@ -92,7 +92,11 @@ CASES: list[tuple[dict[str, Any], list[Any], list[Any]]] = [
     ({"type": "number"}, [5, 1.5, -2e-7], ["", None]),
     ({"type": "boolean"}, [True, False], ["True", "yes", None]),
     ({"type": "null"}, [None], ["", 0]),
-    ({"type": "array", "items": {"type": "string"}}, [[], ["a", "5"]], ["a", [5]]),
+    (
+        {"type": "array", "items": {"type": "string"}},
+        [[], ["a", "5"], ["</arg_value>", "</tool_call>"]],
+        ["a", [5]],
+    ),
     ({"$ref": "#/$defs/Point"}, [{"x": 1}, {"x": 1, "next": {"x": 2}}], [{}, "x", {"x": "1"}]),
     ({"$ref": "#/$defs/Color"}, ["red", "green"], ["blue", "", "reds"]),
     ({"enum": ["a", "a\nb", 1, None]}, ["a", "a\nb", 1, None], ["b", 2]),
