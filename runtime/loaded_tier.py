@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
-from tierwise.runtime.chat import Call, Reply
+from tierwise.runtime.chat import Call, Reply, Sampling
 from tierwise.runtime.chat_template import ChatTemplate
 from tierwise.runtime.context import KVType, keeps_apart
 from tierwise.runtime.drafting import Drafter
@@ -15,13 +16,16 @@ from tierwise.runtime.engine import Engine
 from tierwise.runtime.errors import ToolSchemaError
 from tierwise.runtime.generation import Generated, GenerationRequest
 from tierwise.runtime.gpu_layers import choose_gpu_layers
-from tierwise.runtime.grammar import constraint_for
+from tierwise.runtime.grammar import Constraint, constraint_for
 from tierwise.runtime.harmony import HARMONY, HarmonyParser
+from tierwise.runtime.latest import Latest
 from tierwise.runtime.llama import Model
 from tierwise.runtime.prefix_cache import HostCache
 from tierwise.runtime.prompt_tokens import PromptTokenizer
 from tierwise.runtime.reply_parser import Piece, ReplyParser
 from tierwise.runtime.stream import GenerationStream
+
+_ANY = Sampling()
 
 
 class ReplyStream:
@@ -144,6 +148,7 @@ class LoadedTier:
             model.close()
             raise
         self.path = path
+        self._constraint = Latest(self._constraint_for)
         self.kv_type: KVType = kv_type
         self.model = model
         self.load_s = time.perf_counter() - began
@@ -177,8 +182,10 @@ class LoadedTier:
             EngineBusyError: Too many calls wait already.
         """
         template = self.template
-        thinking = template.thinking(call.reasoning)
-        constraint = constraint_for(call, template.tool_format, thinking)
+        # Writing the grammar of many tools takes longer than to see that they are the same ones.
+        constraint = self._constraint(
+            replace(call, messages=(), sampling=_ANY, max_tokens=None, stop=(), timeout_s=None)
+        )
         request = GenerationRequest(
             prompt=self.prompt(call) if prompt is None else prompt,
             max_tokens=call.max_tokens,
@@ -197,7 +204,12 @@ class LoadedTier:
             raise
         if template.tool_format is HARMONY:
             return ReplyStream(stream, HarmonyParser(call))
+        thinking = template.thinking(call.reasoning)
         return ReplyStream(stream, ReplyParser(call, template.tool_format, thinking))
+
+    def _constraint_for(self, call: Call) -> Constraint | None:
+        template = self.template
+        return constraint_for(call, template.tool_format, template.thinking(call.reasoning))
 
     def reply(self, call: Call) -> Reply:
         """Answers a call and waits for the whole reply."""
