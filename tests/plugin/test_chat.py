@@ -319,7 +319,9 @@ def test_streams_may_be_held_until_they_are_verified(make: Make, how: str) -> No
 
     for chunks in (list(model.stream(f"hi, {how}", **asked)), asyncio.run(all_chunks())):
         assert [chunk.content for chunk in chunks if chunk.content] == [HELLO]
-        assert streamed(chunks).response_metadata["escalated"] is True
+        told = streamed(chunks).response_metadata
+        # Both are as quick, so that on a busy machine the large one may be asked at once.
+        assert told["escalated"] is (told["attempts"][0]["tier"] == "small")
     assert model.invoke("hi", **asked).content == HELLO
 
 
