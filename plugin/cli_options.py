@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from tierwise.runtime.chat import Reasoning
 from tierwise.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ MeanQuality = Annotated[
 ]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Longest reply, in tokens.")]
 Thinking = Annotated[
-    Literal["off", "on", "low", "medium", "high"] | None,
+    Reasoning | None,
     typer.Option("--reasoning", help="Whether models think first, and how hard; as they like."),
 ]
 System = Annotated[str, typer.Option(help="System prompt.")]

@@ -65,7 +65,7 @@ class LearnConfig(RetrainConfig):
 
     Args:
         suites: General tasks that it must not become worse at, as `load_suite` takes them.
-        tolerance: Share of those that may be lost ; to rule out more than 5 % takes 72 tasks.
+        tolerance: Share of those that may be lost; to rule out more than 5 % takes 72 tasks.
     """
 
     suites: tuple[str, ...] = ("tools",)

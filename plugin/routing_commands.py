@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -23,6 +23,7 @@ from tierwise.plugin.cli_options import (
     budget_of,
     print_json,
 )
+from tierwise.runtime.chat import Reasoning
 
 
 def explain(
@@ -103,7 +104,7 @@ def calibrate(
         Path | None, typer.Option(metavar="FILE", help="Write all outcomes, .csv or .parquet.")
     ] = None,
     reasoning: Annotated[
-        Literal["off", "on", "low", "medium", "high"],
+        Reasoning,
         typer.Option(help="Whether models think first. Calibrate as you will ask."),
     ] = "off",
     seed: Annotated[int, typer.Option(help="Of tasks and splits.")] = 0,

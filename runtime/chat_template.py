@@ -55,17 +55,19 @@ TAUGHT_TOOLS = "tierwise.taught_tools"
 
 SCHEMA_PROMPT = "Answer with a JSON object of this schema: {schema}"
 
+_ON = {"enable_thinking": True, "thinking": True}
 _WORDS_FOR: dict[Reasoning | None, dict[str, Any]] = {
     None: {},
     "off": {"enable_thinking": False, "thinking": False, "reasoning_effort": "low"},
-    "on": {"enable_thinking": True, "thinking": True},
-    "low": {"enable_thinking": True, "thinking": True, "reasoning_effort": "low"},
-    "medium": {"enable_thinking": True, "thinking": True, "reasoning_effort": "medium"},
-    "high": {"enable_thinking": True, "thinking": True, "reasoning_effort": "high"},
+    "on": _ON,
+    "low": {**_ON, "reasoning_effort": "low"},
+    "medium": {**_ON, "reasoning_effort": "medium"},
+    "high": {**_ON, "reasoning_effort": "high"},
 }
 """The variables by which templates are told: of Qwen3, GLM, Gemma 4 and others the first, of
 DeepSeek V3.1 and Granite the second, of gpt-oss (which cannot do without) the third."""
 
+_NULL = written(NULL_MARK)
 _MARK = re.compile("\ue000[0-9]+\ue001")
 _HELLO = Message("user", "Hello")
 _SYSTEM = Message("system", "Be brief.")
@@ -144,15 +146,14 @@ class ChatTemplate:
         held = [message.content in (told or "") for message in (kind, _SYSTEM)]
         self._one_system = held[0] != held[1] or (told is None and self._has_system)
         self.tool_format = self._find_format()
-        calling = [_HELLO, Message("assistant", tool_calls=(_PROBE_CALL,)), _RESULT]
         if self.tool_format is GEMMA:
+            calling = [_HELLO, Message("assistant", tool_calls=(_PROBE_CALL,)), _RESULT]
             self._with_results = "<|tool_response>" not in (self._tried(calling) or "")
         self._thinks = self.tool_format is HARMONY or self.tool_format.thoughts.close in source
         self._thinking: dict[Reasoning | None, Thinking] = {}
         think_tags = self.tool_format.thoughts.tags if self._thinks else ()
-        self.tags = (*self.tool_format.tags, *think_tags)
-        if self.tool_format is HARMONY:
-            self.tags = HARMONY_TAGS
+        own = (*self.tool_format.tags, *think_tags)
+        self.tags = HARMONY_TAGS if self.tool_format is HARMONY else own
 
     @classmethod
     def of(cls, model: Model, *, demonstrates: bool | None = None) -> ChatTemplate:
@@ -289,7 +290,7 @@ class ChatTemplate:
             text = self._turns.render(known)
         else:
             text = self._sandbox.run(template, known)
-        return text.replace(written(NULL_MARK), "null")
+        return text.replace(_NULL, "null") if self.tool_format is GEMMA else text
 
     # --- What the template tells of the model -----------------------------------------------------
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from tierwise.runtime.chat import Call, ToolCall
 from tierwise.runtime.lark import literal, pattern
-from tierwise.runtime.reply_parser import Parsed, Piece
+from tierwise.runtime.reply_parser import Parser, Piece
 from tierwise.runtime.schemas import json_rule, object_schema
 from tierwise.runtime.text_stream import overlap
 from tierwise.runtime.tool_format import ToolFormat
@@ -90,7 +90,7 @@ def harmony_turns(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return out
 
 
-class HarmonyParser:
+class HarmonyParser(Parser):
     """Takes one reply apart, as `ReplyParser` does for all other formats.
 
     Words before a call and the answer are both text, with an empty line between. What is of no
@@ -101,43 +101,28 @@ class HarmonyParser:
     """
 
     def __init__(self, call: Call) -> None:
+        super().__init__()
         self._tools = {tool.name for tool in call.usable_tools}
         self._stage: _Stage = "header"
         self._name = ""
-        self._held = ""
-        self._text = ""
-        self._reasoning = ""
         self._begins = False  # the message, of which nothing was given out yet
-
-    def push(self, text: str) -> list[Piece]:
-        """Takes more of the reply; returns what is text or reasoning for sure."""
-        self._held += text
-        return self._advance(final=False)
-
-    def finish(self) -> Parsed:
-        """The reply is over. Call it once."""
-        pieces = self._advance(final=True)
-        calls: tuple[ToolCall, ...] = ()
-        if self._stage == "call":
-            calls = self._read_call()
-            if not calls:
-                pieces += self._give(len(self._held))
-        return Parsed(tuple(pieces), self._text, self._reasoning, calls)
 
     def _advance(self, *, final: bool) -> list[Piece]:
         """Goes as far as the text held back tells. A call is held back to the end."""
         pieces: list[Piece] = []
         while self._stage != "call":
             if self._stage == "header":
-                if not self._read_header(final):
-                    break
-                continue
+                if self._read_header(final):
+                    continue
+                if final:
+                    self._held = ""  # a header that was cut off
+                break
             at = -1 if self._stage == "free" else self._held.find(_END)
             if at < 0:
                 kept = 0 if final or self._stage == "free" else overlap(self._held, _END)
-                pieces += self._give(len(self._held) - kept)
+                pieces += self._give(len(self._held) - kept, reasoning=self._stage == "thought")
                 break
-            pieces += self._give(at)
+            pieces += self._give(at, reasoning=self._stage == "thought")
             self._held, self._stage = self._held.removeprefix(_END), "header"
         return pieces
 
@@ -160,8 +145,9 @@ class HarmonyParser:
         self._stage = "free"
         return True
 
-    def _read_call(self) -> tuple[ToolCall, ...]:
-        """None where it is no call of a known tool, or was cut off."""
+    def _calls(self) -> tuple[ToolCall, ...]:
+        if self._stage != "call":
+            return ()
         try:
             arguments = json.loads(self._held.removesuffix(_END))
         except (ValueError, RecursionError):  # not JSON, or nested thousands deep
@@ -170,18 +156,11 @@ class HarmonyParser:
             return ()
         return (ToolCall(self._name, arguments),)
 
-    def _give(self, length: int) -> list[Piece]:
-        """Gives out the beginning of what is held back."""
-        text, self._held = self._held[:length], self._held[length:]
-        thought = self._stage == "thought"
+    def _told(self, text: str, reasoning: bool) -> list[Piece]:
         if text and self._begins:
             self._begins = False
-            text = f"\n\n{text}" if (self._reasoning if thought else self._text) else text
-        if thought:
-            self._reasoning += text
-        else:
-            self._text += text
-        return [Piece(text, thought)] if text else []
+            text = f"\n\n{text}" if (self._reasoning if reasoning else self._text) else text
+        return super()._told(text, reasoning)
 
 
 _Stage = Literal["header", "thought", "text", "call", "free"]

@@ -22,7 +22,7 @@ from tierwise.runtime.latest import Latest
 from tierwise.runtime.llama import Model
 from tierwise.runtime.prefix_cache import HostCache
 from tierwise.runtime.prompt_tokens import PromptTokenizer
-from tierwise.runtime.reply_parser import Piece, ReplyParser
+from tierwise.runtime.reply_parser import Parser, Piece, ReplyParser
 from tierwise.runtime.stream import GenerationStream
 
 _ANY = Sampling()
@@ -34,7 +34,7 @@ class ReplyStream:
     Iterate with ``for`` or ``async for``. Tool calls are not given out piece by piece.
     """
 
-    def __init__(self, stream: GenerationStream, parser: ReplyParser | HarmonyParser) -> None:
+    def __init__(self, stream: GenerationStream, parser: Parser) -> None:
         self._stream = stream
         self._parser = parser
         self._parsed = 0

@@ -15,6 +15,7 @@ held back until the end: then it is calls and nothing else, or text like the res
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,22 +49,10 @@ class Parsed:
     tool_calls: tuple[ToolCall, ...]
 
 
-class ReplyParser:
-    """Takes one reply apart.
+class Parser(ABC):
+    """What all ways of taking one reply apart share."""
 
-    Args:
-        call: What was asked; only calls of its usable tools are calls.
-        tool_format: How the model writes calls.
-        thinking: Whether the reply begins with a think block.
-    """
-
-    def __init__(self, call: Call, tool_format: ToolFormat, thinking: Thinking = "no") -> None:
-        self._format = tool_format
-        self._thoughts = tool_format.thoughts
-        self._tools = {tool.name: tool.parameters for tool in call.usable_tools}
-        self._heads = [_squeezed("".join(tool_format.head(name))) for name in self._tools]
-        stages: dict[Thinking, _Stage] = {"no": "start", "may": "before", "open": "thought"}
-        self._stage: _Stage = stages[thinking]
+    def __init__(self) -> None:
         self._held = ""
         self._text = ""
         self._reasoning = ""
@@ -76,12 +65,52 @@ class ReplyParser:
     def finish(self) -> Parsed:
         """The reply is over. Call it once."""
         pieces = self._advance(final=True)
-        calls: tuple[ToolCall, ...] = ()
-        if self._held:  # what looked like calls
-            calls = self._format.calls(self._held, self._tools)
-            if not calls:
-                pieces += self._give(len(self._held))
+        calls = self._calls()
+        if not calls:  # what looked like some
+            pieces += self._give(len(self._held))
         return Parsed(tuple(pieces), self._text, self._reasoning, calls)
+
+    @abstractmethod
+    def _advance(self, *, final: bool) -> list[Piece]:
+        """Goes as far as the text held back tells; calls stay held back."""
+
+    @abstractmethod
+    def _calls(self) -> tuple[ToolCall, ...]:
+        """Those that are held back at the end; empty where it is anything but calls."""
+
+    def _give(self, length: int, *, reasoning: bool = False) -> list[Piece]:
+        """Gives out the beginning of what is held back."""
+        text, self._held = self._held[:length], self._held[length:]
+        return self._told(text, reasoning)
+
+    def _told(self, text: str, reasoning: bool) -> list[Piece]:
+        if reasoning:
+            self._reasoning += text
+        else:
+            self._text += text
+        return [Piece(text, reasoning)] if text else []
+
+
+class ReplyParser(Parser):
+    """Takes one reply apart.
+
+    Args:
+        call: What was asked; only calls of its usable tools are calls.
+        tool_format: How the model writes calls.
+        thinking: Whether the reply begins with a think block.
+    """
+
+    def __init__(self, call: Call, tool_format: ToolFormat, thinking: Thinking = "no") -> None:
+        super().__init__()
+        self._format = tool_format
+        self._thoughts = tool_format.thoughts
+        self._tools = {tool.name: tool.parameters for tool in call.usable_tools}
+        self._heads = [_squeezed("".join(tool_format.head(name))) for name in self._tools]
+        stages: dict[Thinking, _Stage] = {"no": "start", "may": "before", "open": "thought"}
+        self._stage: _Stage = stages[thinking]
+
+    def _calls(self) -> tuple[ToolCall, ...]:
+        return self._format.calls(self._held, self._tools) if self._held else ()
 
     def _advance(self, *, final: bool) -> list[Piece]:
         """Goes as far as the text held back tells; a stage that needs more leaves it."""
@@ -157,15 +186,6 @@ class ReplyParser:
         else:
             at = len(self._held) - overlap(self._held, trigger)
         return self._give(len(self._held[:at].rstrip()))
-
-    def _give(self, length: int, *, reasoning: bool = False) -> list[Piece]:
-        """Gives out the beginning of what is held back."""
-        text, self._held = self._held[:length], self._held[length:]
-        if reasoning:
-            self._reasoning += text
-        else:
-            self._text += text
-        return [Piece(text, reasoning)] if text else []
 
 
 _Stage = Literal["before", "thought", "gap", "start", "words", "calls", "text"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -101,35 +101,21 @@ def single_calls(messages: Sequence[Message]) -> list[Message]:
 def short_ids(messages: Sequence[Message]) -> list[Message]:
     """Ids of calls as Mistral's templates demand them: nine letters or digits."""
 
-    def short(call: ToolCall) -> ToolCall:
-        return replace(call, id=_short(call.id))
-
     return [
-        replace(
-            message,
-            tool_calls=tuple(map(short, message.tool_calls)),
-            tool_call_id=_short(message.tool_call_id) if message.role == "tool" else "",
-        )
-        if message.tool_calls or message.role == "tool"
+        replace(message, tool_call_id=_short(message.tool_call_id))
+        if message.role == "tool"
         else message
-        for message in messages
+        for message in _with_calls(messages, lambda call: replace(call, id=_short(call.id)))
     ]
 
 
 def arguments_as_text(messages: Sequence[Message]) -> list[Message]:
     """Arguments that are no text as JSON: some templates write Python's ``True`` instead."""
-    return [
-        replace(
-            message,
-            tool_calls=tuple(
-                replace(call, arguments={k: as_text(v) for k, v in call.arguments.items()})
-                for call in message.tool_calls
-            ),
-        )
-        if message.tool_calls
-        else message
-        for message in messages
-    ]
+
+    def told(call: ToolCall) -> ToolCall:
+        return replace(call, arguments={k: as_text(v) for k, v in call.arguments.items()})
+
+    return _with_calls(messages, told)
 
 
 NULL_MARK = "\ue000null\ue001"
@@ -146,13 +132,14 @@ def nulls_marked(messages: Sequence[Message]) -> list[Message]:
             return [marked(one) for one in value]
         return NULL_MARK if value is None else value
 
+    return _with_calls(messages, lambda call: replace(call, arguments=marked(call.arguments)))
+
+
+def _with_calls(
+    messages: Sequence[Message], changed: Callable[[ToolCall], ToolCall]
+) -> list[Message]:
     return [
-        replace(
-            message,
-            tool_calls=tuple(
-                replace(call, arguments=marked(call.arguments)) for call in message.tool_calls
-            ),
-        )
+        replace(message, tool_calls=tuple(map(changed, message.tool_calls)))
         if message.tool_calls
         else message
         for message in messages

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from grammar_accepts import Accepts
 
 from tierwise.runtime.chat import Call, Message, Tool, ToolCall
 from tierwise.runtime.chat_template import ChatTemplate
@@ -55,14 +56,9 @@ def allows(model: Model) -> Any:
     def of(tool_format: ToolFormat, parameters: dict[str, Any], arguments: dict[str, Any]) -> bool:
         """Whether a call with these arguments may be replied; where it may, it is read as it is."""
         tool = Tool("do", "", parameters)
-        constraint = constraint_for(
-            Call((Message("user", "hi"),), (tool,), tool_choice="any"), tool_format
-        )
-        assert constraint is not None
-        matcher = grammars.matcher(constraint.lark)
+        call = Call((Message("user", "hi"),), (tool,), tool_choice="any")
         text = tool_format.write([ToolCall("do", arguments)])
-        tokens = model.tokenize(text, special=False)
-        if matcher.try_consume_tokens(tokens) < len(tokens) or not matcher.is_accepting():
+        if not Accepts(grammars, model, constraint_for(call, tool_format))(text):
             return False
         assert tool_format.calls(text, {"do": parameters}) == (ToolCall("do", arguments),)
         return True

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from grammar_accepts import Accepts
 from pydantic import BaseModel, Field
 from tiny_models import write_scripted_gguf
 
@@ -23,7 +24,7 @@ from tierwise.runtime.errors import (
     EngineClosedError,
     ToolSchemaError,
 )
-from tierwise.runtime.grammar import Constraint, GrammarCompiler, constraint_for
+from tierwise.runtime.grammar import GrammarCompiler, constraint_for
 from tierwise.runtime.llama import Model
 from tierwise.runtime.reply_parser import ReplyParser
 from tierwise.runtime.schemas import closed, without_nulls
@@ -78,19 +79,6 @@ def model(tiny_gguf: Path) -> Iterator[Model]:
 @pytest.fixture(scope="module")
 def grammars(model: Model) -> GrammarCompiler:
     return GrammarCompiler(model)
-
-
-class Accepts:
-    """Whether a reply is one that the constraint of a call allows, from start to end."""
-
-    def __init__(self, grammars: GrammarCompiler, model: Model, constraint: Constraint | None):
-        assert constraint is not None
-        self._grammars, self._model, self._lark = grammars, model, constraint.lark
-
-    def __call__(self, reply: str) -> bool:
-        matcher = self._grammars.matcher(self._lark)
-        tokens = self._model.tokenize(reply, special=False)
-        return matcher.try_consume_tokens(tokens) == len(tokens) and bool(matcher.is_accepting())
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from grammar_accepts import Accepts
 from tiny_models import write_tiny_gguf
 
 from tierwise.runtime.chat import Call, Message, Tool, ToolCall
@@ -125,18 +126,7 @@ def model(tiny_gguf: Path) -> Iterator[Model]:
 def accepts(model: Model) -> Any:
     grammars = GrammarCompiler(model)
 
-    def of(call: Call) -> Any:
-        constraint = constraint_for(call, HARMONY)
-        assert constraint is not None
-
-        def allowed(reply: str) -> bool:
-            matcher = grammars.matcher(constraint.lark)
-            tokens = model.tokenize(reply, special=False)
-            return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
-
-        return allowed
-
-    return of
+    return lambda call: Accepts(grammars, model, constraint_for(call, HARMONY))
 
 
 def test_a_reply_ends_with_an_answer_or_a_call(accepts: Any) -> None:
