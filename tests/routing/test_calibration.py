@@ -216,6 +216,19 @@ def test_a_promise_is_kept_in_the_order_that_it_was_tested_in(family: Family) ->
     assert found.cheapest_first([large, other, small]) == [small, other, large]
 
 
+def test_a_promise_is_kept_by_the_cheap_tier_though_it_is_the_better_one(family: Family) -> None:
+    """Tiers stand in the order of their success, and are asked in that of their cost."""
+    found = calibrated(
+        family, lambda hard, chance: (chance < (0.3 if hard else 0.98), chance < (0.9 * hard))
+    )
+    assert found.verdict.route and found.promise(0.3, 0.9).threshold == 0
+    with Pool(family, probe=lambda: PLENTY, threads=1) as pool:
+        router = Router(family, pool, probe=lambda: PLENTY, calibration=found)
+        decision = router.decide(ask(True), budget=Budget(quality=0.3, guarantee=0.9))
+    assert [tier.name for tier in router.tiers] == ["large", "small"]
+    assert decision.tier == "small" and "of 2 that reach the quality floor" in decision.reason
+
+
 def test_the_worse_tier_by_outcomes_comes_first_whatever_its_divergence(family: Family) -> None:
     found = calibrated(family, lambda hard, chance: (chance < 0.9, chance < 0.5), 200)
     assert [tier.name for tier in found.ordered(family.tiers)] == ["large", "small"]
